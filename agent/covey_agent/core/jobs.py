@@ -1,0 +1,247 @@
+"""How the agent and its child programs talk: one JSON object a line, the job first.
+
+The agent writes a job as the first line of a child's standard input and, where the child listens, orders after it; the child
+writes events to standard output, one a line, and free text to standard error. A child that ends without a final event, ends by
+a signal or misses its deadline has failed; its exit code says how. Nothing here imports more than msgspec, because the idle
+agent imports it.
+
+| child | job | orders to it | events from it (final ones in capitals) |
+|---|---|---|---|
+| workers.deploy | DeployJob | – | VariantChosen, FetchProgress, STAGED, DEPLOY_REFUSED, DEPLOY_FAILED |
+| workers.check | CheckJob | – | CHECK_PASSED, CHECK_FAILED |
+| workers.infer | InferJob | Pause, Resume, Drain | InferReady, InferWindow; ends after Drain |
+| workers.train | TrainJob | RoundDecision | TrainReady, AskRound, RoundTrained, TRAIN_ENDED |
+| workers.probe | ProbeJob | – | PROBED |
+"""
+
+from msgspec import Struct, field
+
+from covey_contract.messages import Capabilities, Count, Millis, PrivacyPlan, Scalar
+
+
+class BrokerAddress(Struct, frozen=True):
+    """Where and as whom to connect; the files are PEM."""
+
+    host: str
+    port: int
+    ca_file: str
+    cert_file: str
+    key_file: str
+    device: str
+
+
+# -- deploy ------------------------------------------------------------------------------------------------------------
+
+
+class DeployJob(Struct, frozen=True, tag="deploy_job"):
+    """Verify an order, fetch the best variant and stage it in the free slot."""
+
+    state_dir: str
+    broker: BrokerAddress
+    order: bytes  # the Signed envelope exactly as it came
+    slot_dir: str  # of the free slot; what is there is replaced by one rename
+    active_artifact: str  # path of the serving artifact, or ""
+    capabilities: Capabilities
+    quarantine: list[str]
+    reserve_bytes: int  # free disk that must remain
+
+
+class VariantChosen(Struct, frozen=True, tag="variant_chosen"):
+    """The variant this device will run, and why; `artifact` lets the agent quarantine it if the child dies."""
+
+    variant: str
+    artifact: str
+    reason: str
+    manifest: str
+
+
+class FetchProgress(Struct, frozen=True, tag="fetch_progress"):
+    """Chunks on disk so far."""
+
+    chunks_done: Count
+    chunks_total: Count
+    bytes_received: Count
+
+
+class Staged(Struct, frozen=True, tag="staged"):
+    """The slot directory is complete and fsynced."""
+
+    slot_dir: str
+    variant: str
+    artifact: str
+    manifest: str
+
+
+class DeployRefused(Struct, frozen=True, tag="deploy_refused"):
+    """The order must not be carried out (signature, hash, version, no variant fits, quarantined, no room): final."""
+
+    reason: str
+    artifact: str = ""
+
+
+class DeployFailed(Struct, frozen=True, tag="deploy_failed"):
+    """It could not be carried out now (network, server away): may be tried again later."""
+
+    reason: str
+
+
+# -- check -------------------------------------------------------------------------------------------------------------
+
+
+class CheckJob(Struct, frozen=True, tag="check_job"):
+    """Load the staged artifact and compare it with its golden outputs."""
+
+    slot_dir: str
+
+
+class CheckPassed(Struct, frozen=True, tag="check_passed"):
+    """All golden outputs are within tolerance."""
+
+    relative_error: float
+    latency_ms: float
+
+
+class CheckFailed(Struct, frozen=True, tag="check_failed"):
+    """The artifact does not load or answers wrongly."""
+
+    reason: str
+
+
+# -- infer -------------------------------------------------------------------------------------------------------------
+
+
+class InferJob(Struct, frozen=True, tag="infer_job"):
+    """Serve one slot on listening sockets that the agent owns, so that connections queue while workers change."""
+
+    slot_dir: str
+    slot: str
+    unix_fd: int  # inherited listening Unix socket
+    tcp_fd: int = -1  # inherited listening loopback socket, -1: none
+    token: str = ""  # required on TCP if set
+    threads: int = 1
+    window_s: float = 1.0  # how often InferWindow is sent
+    paused: bool = False  # start without accepting; Resume follows
+
+
+class InferReady(Struct, frozen=True, tag="infer_ready"):
+    """The model is loaded; requests are accepted unless paused."""
+
+    load_ms: float
+
+
+class InferWindow(Struct, frozen=True, tag="infer_window"):
+    """What happened since the last window; sent also when nothing did, as a sign of life."""
+
+    requests: Count
+    inputs: Count  # samples; a request may carry several
+    errors: Count  # the model's fault; a client's bad request is counted in `rejected`
+    rejected: Count = 0
+    p50_ms: float = 0.0
+    p95_ms: float = 0.0
+    mean_confidence: float = 0.0
+    classes: dict[str, int] = field(default_factory=dict)  # label -> how often it was the answer
+    nonfinite: Count = 0  # outputs that held NaN or infinity
+    constant_run: Count = 0  # different inputs in a row with the very same output
+    labelled: Count = 0  # feedback received
+    labelled_correct: Count = 0
+
+
+class Pause(Struct, frozen=True, tag="pause"):
+    """Stop accepting, finish what is in flight, keep the model loaded."""
+
+
+class Resume(Struct, frozen=True, tag="resume"):
+    """Accept again."""
+
+
+class Drain(Struct, frozen=True, tag="drain"):
+    """Stop accepting, finish what is in flight, exit 0."""
+
+
+# -- train -------------------------------------------------------------------------------------------------------------
+
+
+class TrainJob(Struct, frozen=True, tag="train_job"):
+    """Be a Flower SuperNode for one run: join, ask before each round, train, send, until the run ends."""
+
+    state_dir: str
+    broker: BrokerAddress  # for TUF metadata and the task bundle
+    order: bytes  # the Signed InviteToRun exactly as it came
+    fleet_api: str  # host:port
+    supernode_key: str  # path, OpenSSH EC private key
+    data: dict[str, str]  # dataset name -> path on this machine
+
+
+class TrainReady(Struct, frozen=True, tag="train_ready"):
+    """Order and task verified, connected to the fleet edge."""
+
+    node: str
+
+
+class AskRound(Struct, frozen=True, tag="ask_round"):
+    """May this round be trained? The agent debits its ledger before it says yes."""
+
+    run: str
+    round: Count
+    dataset: str
+    plan: PrivacyPlan
+
+
+class RoundDecision(Struct, frozen=True, tag="round_decision"):
+    """The agent's answer to AskRound."""
+
+    run: str
+    round: Count
+    allowed: bool
+    reason: str
+    epsilon: float  # spent so far on this dataset, this round included if allowed
+
+
+class RoundTrained(Struct, frozen=True, tag="round_trained"):
+    """A contribution was sent."""
+
+    run: str
+    round: Count
+    values: dict[str, Scalar] = field(default_factory=dict)
+
+
+class TrainEnded(Struct, frozen=True, tag="train_ended"):
+    """The run is over, or could not be joined."""
+
+    run: str
+    reason: str
+    ok: bool
+
+
+# -- probe -------------------------------------------------------------------------------------------------------------
+
+
+class ProbeJob(Struct, frozen=True, tag="probe_job"):
+    """Find out what this machine can run, by loading it."""
+
+
+class Probed(Struct, frozen=True, tag="probed"):
+    """What was found."""
+
+    capabilities: Capabilities
+    at: Millis
+
+
+ChildEvent = (
+    VariantChosen
+    | FetchProgress
+    | Staged
+    | DeployRefused
+    | DeployFailed
+    | CheckPassed
+    | CheckFailed
+    | InferReady
+    | InferWindow
+    | TrainReady
+    | AskRound
+    | RoundTrained
+    | TrainEnded
+    | Probed
+)
+Job = DeployJob | CheckJob | InferJob | TrainJob | ProbeJob
+Order = Pause | Resume | Drain | RoundDecision
