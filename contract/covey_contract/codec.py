@@ -39,7 +39,8 @@ def encode(message: msgspec.Struct) -> bytes:
 
 def decode(payload: bytes, kind: type[T]) -> T:
     """Decode and validate one payload as `kind`. Raises PayloadTooLargeError or MalformedPayloadError."""
-    return _decode(payload, kind, binary=kind in _BINARY, limit=limits.MAX_PAYLOAD_BYTES, inflate=kind is ReadingBatch)
+    message: T = _decode(payload, kind, binary=kind in _BINARY, limit=limits.MAX_PAYLOAD_BYTES, inflate=kind is ReadingBatch)
+    return message
 
 
 def decode_want(payload: bytes) -> Want:
