@@ -2,8 +2,10 @@
 
 The agent writes a job as the first line of a child's standard input and, where the child listens, orders after it; the child
 writes events to standard output, one a line, and free text to standard error. A child that ends without a final event, ends by
-a signal or misses its deadline has failed; its exit code says how. Nothing here imports more than msgspec, because the idle
-agent imports it.
+a signal or misses its deadline has failed; its exit code says how. Standard input stays open for as long as the child shall
+live: its end tells a child that listens to drain, and the deploy child to stop at once. Every child also dies with the thread
+that started it (PR_SET_PDEATHSIG), so start children from a thread that lives as long as the agent. Nothing here imports more
+than msgspec, because the idle agent imports it.
 
 | child | job | orders to it | events from it (final ones in capitals) |
 |---|---|---|---|
@@ -12,6 +14,7 @@ agent imports it.
 | workers.infer | InferJob | Pause, Resume, Drain | InferReady, InferWindow; ends after Drain |
 | workers.train | TrainJob | RoundDecision | TrainReady, AskRound, RoundTrained, TRAIN_ENDED |
 | workers.probe | ProbeJob | – | PROBED |
+| workers.verify | VerifyJob | – | VERIFIED, REJECTED, VERIFY_FAILED |
 """
 
 from msgspec import Struct, field
@@ -44,6 +47,7 @@ class DeployJob(Struct, frozen=True, tag="deploy_job"):
     capabilities: Capabilities
     quarantine: list[str]
     reserve_bytes: int  # free disk that must remain
+    min_generation: Count = 0  # an order with a lower generation is refused
 
 
 class VariantChosen(Struct, frozen=True, tag="variant_chosen"):
@@ -225,6 +229,34 @@ class Probed(Struct, frozen=True, tag="probed"):
 
     capabilities: Capabilities
     at: Millis
+    findings: dict[str, str] = field(default_factory=dict)  # runtime -> why it cannot be used here
+
+
+# -- verify ------------------------------------------------------------------------------------------------------------
+
+
+class VerifyJob(Struct, frozen=True, tag="verify_job"):
+    """Verify one signed order through TUF, and do nothing with it: for what the agent itself acts on, e.g. StopRun."""
+
+    state_dir: str
+    broker: BrokerAddress
+    order: bytes  # the Signed envelope exactly as it came
+
+
+class Verified(Struct, frozen=True, tag="verified"):
+    """The order is signed by the director, for this device, and has not expired."""
+
+
+class Rejected(Struct, frozen=True, tag="rejected"):
+    """The order must not be obeyed: final."""
+
+    reason: str
+
+
+class VerifyFailed(Struct, frozen=True, tag="verify_failed"):
+    """It could not be verified now (network, server away): may be tried again."""
+
+    reason: str
 
 
 ChildEvent = (
@@ -242,6 +274,9 @@ ChildEvent = (
     | RoundTrained
     | TrainEnded
     | Probed
+    | Verified
+    | Rejected
+    | VerifyFailed
 )
-Job = DeployJob | CheckJob | InferJob | TrainJob | ProbeJob
+Job = DeployJob | CheckJob | InferJob | TrainJob | ProbeJob | VerifyJob
 Order = Pause | Resume | Drain | RoundDecision
