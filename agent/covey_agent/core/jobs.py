@@ -9,12 +9,12 @@ than msgspec, because the idle agent imports it.
 
 | child | job | orders to it | events from it (final ones in capitals) |
 |---|---|---|---|
-| workers.deploy | DeployJob | – | VariantChosen, FetchProgress, STAGED, DEPLOY_REFUSED, DEPLOY_FAILED |
-| workers.check | CheckJob | – | CHECK_PASSED, CHECK_FAILED |
+| workers.deploy | DeployJob | - | VariantChosen, FetchProgress, STAGED, DEPLOY_REFUSED, DEPLOY_FAILED |
+| workers.check | CheckJob | - | CHECK_PASSED, CHECK_FAILED |
 | workers.infer | InferJob | Pause, Resume, Drain | InferReady, InferWindow; ends after Drain |
 | workers.train | TrainJob | RoundDecision | TrainReady, AskRound, RoundTrained, TRAIN_ENDED |
-| workers.probe | ProbeJob | – | PROBED |
-| workers.verify | VerifyJob | – | VERIFIED, REJECTED, VERIFY_FAILED |
+| workers.probe | ProbeJob | - | PROBED |
+| workers.verify | VerifyJob | - | VERIFIED, REJECTED, VERIFY_FAILED |
 """
 
 from msgspec import Struct, field
