@@ -11,7 +11,7 @@ than msgspec, because the idle agent imports it.
 |---|---|---|---|
 | workers.deploy | DeployJob | - | VariantChosen, FetchProgress, STAGED, DEPLOY_REFUSED, DEPLOY_FAILED |
 | workers.check | CheckJob | - | CHECK_PASSED, CHECK_FAILED |
-| workers.infer | InferJob | Pause, Resume, Drain | InferReady, InferWindow; ends after Drain |
+| workers.infer | InferJob | Pause, Resume, Drain | InferReady, InferWindow, Accepting after Resume; ends after Drain |
 | workers.train | TrainJob | RoundDecision | TrainReady, AskRound, RoundTrained, TRAIN_ENDED |
 | workers.probe | ProbeJob | - | PROBED |
 | workers.verify | VerifyJob | - | VERIFIED, REJECTED, VERIFY_FAILED |
@@ -150,6 +150,13 @@ class InferWindow(Struct, frozen=True, tag="infer_window"):
     labelled_correct: Count = 0
 
 
+class Accepting(Struct, frozen=True, tag="accepting"):
+    """Requests are accepted from now on: sent once Resume has taken effect, so that the agent can measure how long a rollback took.
+
+    Optional: without it the agent takes the next InferWindow as the sign.
+    """
+
+
 class Pause(Struct, frozen=True, tag="pause"):
     """Stop accepting, finish what is in flight, keep the model loaded."""
 
@@ -268,6 +275,7 @@ ChildEvent = (
     | CheckPassed
     | CheckFailed
     | InferReady
+    | Accepting
     | InferWindow
     | TrainReady
     | AskRound
