@@ -46,7 +46,7 @@ class Lines:
     def take_over(cls) -> "Lines":
         """Own this process's standard streams, and die with its parent."""
         die_with_parent()
-        outgoing = os.fdopen(os.dup(1), "wb", buffering=0)
+        outgoing = os.fdopen(os.dup(1), "wb")
         os.set_inheritable(outgoing.fileno(), False)
         os.dup2(2, 1)
         logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
@@ -58,7 +58,7 @@ class Lines:
         try:
             return msgspec.json.decode(line, type=kind)
         except msgspec.DecodeError as exc:
-            logger.error("expected %s as the first line, got %d bytes: %s", kind.__name__, len(line), exc)
+            logger.warning("expected %s as the first line, got %d bytes: %s", kind.__name__, len(line), exc)
             raise SystemExit(EXIT_BAD_JOB) from exc
 
     def orders(self) -> Iterator[Order]:
@@ -76,6 +76,7 @@ class Lines:
         try:
             with self._lock:
                 self._out.write(line)
+                self._out.flush()
         except BrokenPipeError:
             os._exit(EXIT_ABANDONED)
 
