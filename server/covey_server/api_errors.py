@@ -22,6 +22,7 @@ _STATUS: tuple[tuple[type[Exception], int], ...] = (
     (errors.TooLargeError, 413),
     (errors.RefusedError, 422),
     (errors.InvalidInputError, 422),
+    (errors.ThrottledError, 429),
     (errors.UnavailableError, 503),
     (ContractError, 422),
     (errors.CoveyServerError, 500),
@@ -47,7 +48,10 @@ def install_error_handlers(app: FastAPI) -> None:
         status = status_of(error)
         if status >= 500:
             logger.warning("request failed: %s", error)
-        return problem(status, str(error))
+        response = problem(status, str(error))
+        if isinstance(error, errors.ThrottledError):
+            response.headers["Retry-After"] = str(max(1, round(error.retry_after_s)))
+        return response
 
     async def on_validation(_request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)  # noqa: S101 - the handler is registered for this class only

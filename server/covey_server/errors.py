@@ -41,5 +41,13 @@ class TooLargeError(CoveyServerError):
     """A body or file is over its limit."""
 
 
+class ThrottledError(CoveyServerError):
+    """Too many tries or requests; later ones are welcome."""
+
+    def __init__(self, message: str, *, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
 class UnavailableError(CoveyServerError):
     """A part that is needed (broker, SuperLink, store) does not answer."""
