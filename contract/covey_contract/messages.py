@@ -189,7 +189,7 @@ class WantMetadata(Struct, frozen=True, tag="want_metadata", forbid_unknown_fiel
     """Ask for one TUF metadata file (`metadata/...`) or target (`targets/...`)."""
 
     id: IdField
-    name: Annotated[str, Meta(min_length=1, max_length=200, pattern=r"^(metadata|targets)/[A-Za-z0-9._/-]+$")]
+    name: Annotated[str, Meta(min_length=1, max_length=256, pattern=r"^(metadata|targets)/[A-Za-z0-9._/-]+$")]
     part: Count = 0
 
 

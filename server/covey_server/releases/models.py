@@ -72,3 +72,16 @@ class Variant(SQLModel, table=True):
     relative_error: float | None = None
     latency_ms: float | None = None
     size_ratio: float | None = None  # float32 artifact of the same format / this one
+
+
+class ReleaseBuild(SQLModel, table=True):
+    """The order to build one release, and who works on it; a row, so that it outlives the worker."""
+
+    __tablename__ = "release_builds"
+    release_id: int = Field(primary_key=True, foreign_key="releases.id")
+    request: dict[str, Any] = Field(default_factory=dict, sa_column=Column(JsonDict, nullable=False))  # releases/requests.py BuildRequest
+    attempts: int = 0  # how often a worker took it
+    worker: str = ""  # who has it; empty: nobody
+    heartbeat_at: datetime | None = Field(default=None, sa_type=UtcDateTime)  # of the worker that has it; a stale one is dead
+    created_at: datetime = Field(sa_type=UtcDateTime, default_factory=utc_now)
+    finished_at: datetime | None = Field(default=None, sa_type=UtcDateTime, index=True)

@@ -51,7 +51,8 @@ class Rollout(SQLModel, table=True):
     )  # [{"name","percent"|"count","max_failures"}]
     current_phase: int = 0
     probation_s: float = 600.0
-    deadline_s: float = 3600.0  # silence of a device past this is a failure
+    deadline_s: float = 3600.0  # a device without progress for longer has failed
+    revert_on_halt: bool = True  # when halted, send every device that was reached back to what it served before
     created_by: str = ""
     created_at: datetime = Field(sa_type=UtcDateTime, default_factory=utc_now)
     started_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
@@ -77,6 +78,10 @@ class RolloutDevice(SQLModel, table=True):
     chunks_total: int = 0
     bytes_received: int = 0
     rollback_ms: float | None = None
+    previous_release_id: int | None = Field(default=None, foreign_key="releases.id")  # what it served when its turn came
+    revert_deployment_id: str = Field(default="", index=True)  # of the order back, once there is one
+    reverted_at: datetime | None = Field(default=None, sa_type=UtcDateTime)  # when it reported to be back
+    progressed_at: datetime | None = Field(default=None, sa_type=UtcDateTime)  # last report that showed a step forward
     sent_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
     heard_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
     finished_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
