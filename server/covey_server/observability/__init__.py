@@ -1,0 +1,1 @@
+"""How the server shows itself: logs, /metrics, /healthz, /readyz."""

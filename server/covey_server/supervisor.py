@@ -1,0 +1,129 @@
+"""Keeping a set of child processes alive: start in order, wait until each is ready, restart with back-off, stop in reverse.
+
+Each child writes to its own log file. A child dies with its parent, however the parent dies (PR_SET_PDEATHSIG), so that a
+killed `covey up` leaves no orphan behind.
+"""
+
+import ctypes
+import logging
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from covey_server.errors import UnavailableError
+from covey_server.processes import ProcessSpec
+
+logger = logging.getLogger(__name__)
+
+_PR_SET_PDEATHSIG = 1
+_BACKOFF_S = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
+_STABLE_S = 60.0  # a child that lived this long starts again without back-off
+
+
+@dataclass
+class _Child:
+    spec: ProcessSpec
+    process: subprocess.Popen[bytes] | None = None
+    started: float = 0.0
+    failures: int = 0
+    next_start: float = 0.0
+
+
+@dataclass
+class Supervisor:
+    """Runs the given programs until told to stop."""
+
+    specs: Sequence[ProcessSpec]
+    log_dir: Path
+    ready_timeout_s: float = 60.0
+    on_change: Callable[[str, str], None] = lambda _name, _what: None  # (program, "starting" | "ready" | "ended: ...")
+    _children: list[_Child] = field(default_factory=list)
+
+    def start(self) -> None:
+        """Start every program in order, each after the one before is ready. Raises UnavailableError with the log's end."""
+        self.log_dir.mkdir(parents=True, exist_ok=True)
+        for spec in self.specs:
+            child = _Child(spec)
+            self._children.append(child)
+            self._spawn(child)
+            self._await_ready(child)
+
+    def poll(self) -> None:
+        """Restart what has ended; call it about once a second."""
+        now = time.monotonic()
+        for child in self._children:
+            if child.process is None:
+                if now >= child.next_start:
+                    self._spawn(child)
+                continue
+            code = child.process.poll()
+            if code is None:
+                continue
+            child.failures = 0 if now - child.started > _STABLE_S else child.failures + 1
+            delay = _BACKOFF_S[min(child.failures, len(_BACKOFF_S) - 1)]
+            logger.warning("%s ended (%s); starting it again in %.1f s", child.spec.name, describe_exit(code), delay)
+            self.on_change(child.spec.name, f"ended: {describe_exit(code)}")
+            child.process = None
+            child.next_start = now + delay
+
+    def stop(self, *, timeout_s: float = 10.0) -> None:
+        """Stop every program, last started first; one that does not obey in time is killed."""
+        for child in reversed(self._children):
+            process, child.process, child.next_start = child.process, None, float("inf")
+            if process is None or process.poll() is not None:
+                continue
+            process.send_signal(child.spec.stop_signal)
+            try:
+                process.wait(timeout_s)
+            except subprocess.TimeoutExpired:
+                logger.warning("%s did not stop in %.0f s; killing it", child.spec.name, timeout_s)
+                process.kill()
+                process.wait()
+
+    def pid_of(self, name: str) -> int | None:
+        """The process id of a running program."""
+        return next((child.process.pid for child in self._children if child.spec.name == name and child.process), None)
+
+    def _spawn(self, child: _Child) -> None:
+        spec = child.spec
+        self.on_change(spec.name, "starting")
+        with (self.log_dir / f"{spec.name}.log").open("ab") as log:
+            child.process = subprocess.Popen(
+                spec.argv,
+                env={**os.environ, **spec.env},
+                cwd=spec.cwd,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                preexec_fn=die_with_parent,  # noqa: PLW1509 - no threads run in this program before its children are started
+            )
+        child.started = time.monotonic()
+
+    def _await_ready(self, child: _Child) -> None:
+        deadline = time.monotonic() + self.ready_timeout_s
+        while not child.spec.ready():
+            code = child.process.poll() if child.process else None
+            if code is not None:
+                raise UnavailableError(f"{child.spec.name} ended at once ({describe_exit(code)}): {self._log_end(child.spec.name)}")
+            if time.monotonic() > deadline:
+                raise UnavailableError(f"{child.spec.name} was not ready in {self.ready_timeout_s:.0f} s: {self._log_end(child.spec.name)}")
+            time.sleep(0.05)
+        self.on_change(child.spec.name, "ready")
+
+    def _log_end(self, name: str) -> str:
+        lines = (self.log_dir / f"{name}.log").read_text("utf-8", "replace").splitlines()
+        return " | ".join(lines[-5:]) or "it wrote nothing"
+
+
+def describe_exit(code: int) -> str:
+    """An exit code in words."""
+    return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+
+
+def die_with_parent() -> None:
+    """In a child between fork and exec: have the kernel end it when its parent ends."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
