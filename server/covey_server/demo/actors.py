@@ -1,0 +1,102 @@
+"""The demo's processes: server, agents, applications. Each is a real program in its own session, with its own log.
+
+Ctrl-C reaches only the demo, which then stops them in order; if the demo is killed, the kernel ends them (PR_SET_PDEATHSIG).
+"""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from covey_server.errors import UnavailableError
+from covey_server.supervisor import describe_exit, die_with_parent
+
+_BIN = Path(sys.executable).parent  # where `covey` and `covey-agent` are, next to this Python
+
+
+def program(name: str) -> str:
+    """The path of one of Covey's own commands."""
+    return str(_BIN / name)
+
+
+@dataclass
+class Troupe:
+    """Every process of the demo."""
+
+    log_dir: Path
+    _running: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+
+    def start(self, name: str, argv: Sequence[str], *, cwd: Path | None = None, env: dict[str, str] | None = None) -> int:
+        """Start a program and return its process id."""
+        self.log_dir.mkdir(parents=True, exist_ok=True)
+        with (self.log_dir / f"{name}.log").open("ab") as log:
+            process = subprocess.Popen(
+                list(argv),
+                cwd=cwd,
+                env={**os.environ, **(env or {})},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                preexec_fn=die_with_parent,  # noqa: PLW1509 - called from the main thread only
+            )
+        self._running[name] = process
+        return process.pid
+
+    def call(self, name: str, argv: Sequence[str], *, timeout_s: float, cwd: Path | None = None) -> str:
+        """Run a program to its end and return what it printed. Raises UnavailableError with its words if it failed."""
+        result = subprocess.run(
+            list(argv),
+            cwd=cwd,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            check=False,
+            start_new_session=True,
+        )
+        if result.returncode != 0:
+            words = (result.stderr or result.stdout).strip()[-600:]
+            raise UnavailableError(f"{name} failed ({describe_exit(result.returncode)}): {words}")
+        return result.stdout
+
+    def is_running(self, name: str) -> bool:
+        """Whether a program still runs."""
+        process = self._running.get(name)
+        return process is not None and process.poll() is None
+
+    def pid(self, name: str) -> int:
+        """The process id of a program."""
+        return self._running[name].pid
+
+    def check(self) -> None:
+        """Raise UnavailableError if a program has ended that should run."""
+        for name, process in self._running.items():
+            code = process.poll()
+            if code is not None:
+                raise UnavailableError(f"{name} ended ({describe_exit(code)}); its log: {self.log_dir / f'{name}.log'}")
+
+    def stop(self, name: str, *, timeout_s: float = 15.0) -> None:
+        """Ask a program to stop and wait; kill it if it does not."""
+        process = self._running.pop(name, None)
+        if process is None or process.poll() is not None:
+            return
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+    def stop_all(self) -> None:
+        """Stop everything, last started first: applications, agents, server. Signals go out together, so that it is quick."""
+        names = list(reversed(self._running))
+        for name in names:
+            process = self._running[name]
+            if name != "server" and process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+        for name in names:
+            self.stop(name)
