@@ -18,6 +18,7 @@ Rules:
 
 import base64
 import binascii
+import fcntl
 import hmac
 import logging
 import os
@@ -56,9 +57,13 @@ class TrustedMetadata:
         """Load the anchor and the cache. Raises UntrustedError if the anchor is not a root that vouches for itself."""
         self._cache = state_dir / "tuf" / "cache"
         self._targets = state_dir / "tuf" / "targets"
+        self._lock = state_dir / "tuf" / "lock"
         with _translated("the trust anchor"):
             self._cache.mkdir(parents=True, exist_ok=True)
             self._targets.mkdir(parents=True, exist_ok=True)
+        with self._exclusive("the trust anchor"):
+            for leftover in self._cache.glob("tmp*"):  # of a process that was killed while writing
+                leftover.unlink()
             self._updater = Updater(
                 metadata_dir=str(self._cache),
                 metadata_base_url="metadata/",
@@ -71,7 +76,7 @@ class TrustedMetadata:
 
     def refresh(self) -> None:
         """Bring the metadata up to date: root, timestamp, snapshot, targets. Raises UntrustedError or NetworkError."""
-        with _translated("the fleet's metadata"):
+        with self._exclusive("the fleet's metadata"):
             self._updater.refresh()
             _sync_files(self._cache)  # so that a power cut cannot make the device forget which versions it has seen
 
@@ -121,7 +126,7 @@ class TrustedMetadata:
         return bundle
 
     def _fetch_target(self, target: str, *, max_length: int) -> bytes:
-        with _translated(target):
+        with self._exclusive(target):
             info = self._updater.get_targetinfo(target)
             if info is None:
                 raise UntrustedError(f"{target} is not among the fleet's signed targets")
@@ -133,6 +138,13 @@ class TrustedMetadata:
             info.verify_length_and_hashes(data)
             _forget_oldest(self._targets, keep=_CACHED_TARGETS)
             return data
+
+    @contextmanager
+    def _exclusive(self, what: str) -> Iterator[None]:
+        """Deploy, train and verify children may run at once, but python-tuf's cache is for one at a time."""
+        with _translated(what), self._lock.open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # released by closing, and by the kernel if this process is killed
+            yield
 
     def _director_keys(self) -> dict[str, bytes]:
         data = self._fetch_target(DIRECTOR_TARGET, max_length=limits.METADATA_PART_BYTES)

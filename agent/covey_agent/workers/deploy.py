@@ -1,0 +1,102 @@
+"""`python -m covey_agent.workers.deploy`: verify an order, fetch the best variant of its release, stage it in the free slot.
+
+    DeployJob -> VariantChosen, FetchProgress... -> Staged | DeployRefused (final) | DeployFailed (try again later)
+
+It may be killed at any instant: what is fetched stays (`partial.py`), a slot is never half filled (`stage.py`), and the next run
+of the same job goes on from there.
+"""
+
+import logging
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+from covey_agent.core.jobs import DeployFailed, DeployJob, DeployRefused, Staged, VariantChosen
+from covey_agent.workers.choose import Choice, choose_variant
+from covey_agent.workers.errors import NetworkError, RefusedError, StorageError, UntrustedError
+from covey_agent.workers.fetch import Fetch, FetchPlace
+from covey_agent.workers.lines import Lines
+from covey_agent.workers.link import BulkLink
+from covey_agent.workers.stage import SlotFile, holds, stage_slot
+from covey_agent.workers.trust import TrustedMetadata
+from covey_contract.codec import decode, decode_release
+from covey_contract.errors import ContractError
+from covey_contract.limits import MAX_REASON_CHARS
+from covey_contract.messages import Desired, ReleaseRef, Signed
+from covey_contract.release import Release
+
+logger = logging.getLogger(__name__)
+
+
+def main() -> None:
+    """Do the job on standard input and end."""
+    lines = Lines.take_over()
+    job = lines.read_job(DeployJob)
+    lines.abandon_at_end()
+    try:
+        with BulkLink(job.broker) as link:
+            lines.emit(deploy(job, link, lines))
+    except RefusedError as exc:
+        lines.emit(DeployRefused(reason=_shorten(exc), artifact=exc.artifact))
+    except (UntrustedError, ContractError) as exc:
+        lines.emit(DeployRefused(reason=_shorten(exc)))
+    except (NetworkError, StorageError, OSError) as exc:
+        logger.warning("the deployment could not be carried out now: %s", exc)
+        lines.emit(DeployFailed(reason=_shorten(exc)))
+
+
+def deploy(job: DeployJob, link: BulkLink, lines: Lines) -> Staged:
+    """Carry out a deploy job. Raises whatever `main` turns into a final event."""
+    trusted = TrustedMetadata(Path(job.state_dir), link.fetch_part)
+    trusted.refresh()
+    ref = _verified_release(job, trusted)
+    manifest = trusted.fetch_manifest(ref)
+    release = _read_manifest(manifest, ref)
+    choice = choose_variant(release, job.capabilities)
+    refuse_quarantined(choice, ref, quarantine=job.quarantine)
+    variant = choice.variant
+    lines.emit(VariantChosen(variant=variant.name, artifact=variant.artifact, reason=choice.reason, manifest=ref.manifest))
+    slot = SlotFile(ref.model, ref.version, ref.manifest, variant.name, variant.artifact, choice.reason)
+    slot_dir = Path(job.slot_dir)
+    if not holds(slot_dir, slot, variant=variant):
+        place = FetchPlace(Path(job.state_dir) / "fetch", Path(job.active_artifact) if job.active_artifact else None, job.reserve_bytes)
+        fetch = Fetch(link, place, tell=lines.emit, clock=time.monotonic)
+        stage_slot(slot_dir, manifest, slot=slot, variant=variant, data=fetch.obtain(variant))
+        fetch.discard(variant)
+    return Staged(slot_dir=job.slot_dir, variant=variant.name, artifact=variant.artifact, manifest=ref.manifest)
+
+
+def refuse_quarantined(choice: Choice, ref: ReleaseRef, *, quarantine: list[str]) -> None:
+    """Raise RefusedError for what failed here before. The next best variant is not tried instead: an operator decides."""
+    if ref.manifest in quarantine:
+        raise RefusedError(f"{ref.model} {ref.version} is in quarantine on this device", artifact=ref.manifest)
+    if choice.variant.artifact in quarantine:
+        raise RefusedError(
+            f"{choice.variant.name} of {ref.model} {ref.version} is in quarantine on this device", artifact=choice.variant.artifact
+        )
+
+
+def _verified_release(job: DeployJob, trusted: TrustedMetadata) -> ReleaseRef:
+    signed = decode(job.order, Signed)
+    order = trusted.verify_order(signed, device=job.broker.device, now=datetime.now(UTC), min_generation=job.min_generation)
+    if not isinstance(order, Desired) or order.release is None:
+        raise RefusedError(f"expected an order to run a release, got {type(order).__name__} without one")
+    return order.release
+
+
+def _read_manifest(manifest: bytes, ref: ReleaseRef) -> Release:
+    try:
+        release = decode_release(manifest)
+    except ContractError as exc:
+        raise RefusedError(f"the manifest is signed but this agent cannot read it: {exc}", artifact=ref.manifest) from exc
+    if (release.model, release.version) != (ref.model, ref.version):
+        raise UntrustedError(f"the manifest is of {release.model} {release.version}, the order names {ref.model} {ref.version}")
+    return release
+
+
+def _shorten(error: Exception) -> str:
+    return str(error)[:MAX_REASON_CHARS]
+
+
+if __name__ == "__main__":
+    main()
