@@ -1,0 +1,142 @@
+"""The MQTT connection: paho-mqtt, MQTT 3.1.1, mutual TLS, a persistent session, an offline last will.
+
+Rules:
+- Callbacks run in paho's thread and only put events into the inbox.
+- A message is refused before it is queued if it is too large or the connection is away: paho would otherwise resend a poison
+  message for ever, and its queue has no place in the agent's accounting. Whatever matters is kept elsewhere until acknowledged.
+- Nothing that the network does ends the agent: no name resolution, no route, a refused certificate are all a reason to wait, with
+  jitter, 1 to 60 s, and try again. A certificate that the broker refuses under TLS 1.3 shows only as an end right after connecting.
+"""
+
+import logging
+import ssl
+import threading
+from collections.abc import Callable, Sequence
+
+from paho.mqtt.client import Client, ConnectFlags, DisconnectFlags, MQTTMessage
+from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
+from paho.mqtt.properties import Properties
+from paho.mqtt.reasoncodes import ReasonCode
+
+from covey_agent.core.backoff import RECONNECT, Random
+from covey_agent.core.jobs import BrokerAddress
+from covey_agent.inbox import BrokerConnected, BrokerLost, MessageArrived, Post
+from covey_contract.limits import MAX_PAYLOAD_BYTES
+
+logger = logging.getLogger(__name__)
+KEEPALIVE_S = 60
+MAX_QUEUED = 64  # messages that wait for the broker's acknowledgement
+STABLE_S = 30.0  # a connection that lasted this long ends the series of failures
+STOP_TIMEOUT_S = 2.0
+
+
+class PahoBroker:
+    """One client under the device's own id. `last_words` gives the topic and payload of the offline status."""
+
+    def __init__(
+        self,
+        address: BrokerAddress,
+        *,
+        subscriptions: Sequence[str],
+        last_words: Callable[[], tuple[str, bytes]],
+        post: Post,
+        random: Random,
+        monotonic: Callable[[], float],
+    ) -> None:
+        self._address = address
+        self._subscriptions = list(subscriptions)
+        self._last_words = last_words
+        self._post = post
+        self._random = random
+        self._monotonic = monotonic
+        self._failures = 0
+        self._connected_at = 0.0
+        self._stopping = threading.Event()
+        self._client = Client(
+            CallbackAPIVersion.VERSION2, client_id=address.device, clean_session=False, protocol=MQTTProtocolVersion.MQTTv311
+        )
+
+    def start(self) -> None:
+        """Connect in the background and stay connected. Unreadable identity files are an error in the log, not the end."""
+        client = self._client
+        client.max_queued_messages_set(MAX_QUEUED)
+        client.on_connect = self._on_connect
+        client.on_disconnect = self._on_disconnect
+        client.on_connect_fail = self._on_connect_fail
+        client.on_message = self._on_message
+        client.on_pre_connect = self._on_pre_connect
+        try:
+            client.tls_set_context(self._make_context())
+        except (OSError, ssl.SSLError) as exc:
+            logger.error("the identity files cannot be used, so the broker cannot be reached: %s", exc)
+            self._post(BrokerLost(f"identity files cannot be used: {exc}"))
+            return
+        self._plan_next_attempt()
+        client.connect_async(self._address.host, self._address.port, keepalive=KEEPALIVE_S)
+        client.loop_start()
+
+    def publish(self, topic: str, payload: bytes, *, retain: bool = False) -> bool:
+        """Hand over one message with QoS 1; False if it is too large, the connection is away, or too much is under way."""
+        if len(payload) > MAX_PAYLOAD_BYTES:
+            logger.error("a payload of %d bytes for %s was not sent: at most %d are allowed", len(payload), topic, MAX_PAYLOAD_BYTES)
+            return False
+        if not self._client.is_connected():
+            return False
+        return self._client.publish(topic, payload, qos=1, retain=retain).rc is MQTTErrorCode.MQTT_ERR_SUCCESS
+
+    def stop(self) -> None:
+        """Say goodbye if connected: the broker sends a last will only for connections that break."""
+        self._stopping.set()
+        if self._client.is_connected():
+            topic, payload = self._last_words()
+            try:
+                self._client.publish(topic, payload, qos=1, retain=True).wait_for_publish(STOP_TIMEOUT_S)
+            except (RuntimeError, ValueError) as exc:
+                logger.info("the offline status was not sent: %s", exc)
+        self._client.disconnect()
+
+    def _make_context(self) -> ssl.SSLContext:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # trusts the fleet's CA and nobody else
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        context.load_verify_locations(self._address.ca_file)
+        context.load_cert_chain(self._address.cert_file, self._address.key_file)
+        return context
+
+    def _plan_next_attempt(self) -> None:
+        """paho doubles a fixed delay; giving it both bounds makes the next wait exactly the one with jitter."""
+        self._failures += 1
+        delay = RECONNECT.delay_s(self._failures, self._random)
+        self._client.reconnect_delay_set(min_delay=delay, max_delay=delay)  # type: ignore[arg-type]  # it sleeps fractions too
+
+    def _on_pre_connect(self, client: Client, _userdata: object) -> None:
+        topic, payload = self._last_words()
+        client.will_set(topic, payload, qos=1, retain=True)
+
+    def _on_connect(
+        self, client: Client, _userdata: object, _flags: ConnectFlags, reason: ReasonCode, _properties: Properties | None
+    ) -> None:
+        if reason.is_failure:
+            logger.warning("the broker refused the connection: %s", reason)
+            return
+        self._connected_at = self._monotonic()
+        client.subscribe([(topic, 1) for topic in self._subscriptions])
+        self._post(BrokerConnected())
+
+    def _on_disconnect(
+        self, _client: Client, _userdata: object, _flags: DisconnectFlags, reason: ReasonCode, _properties: Properties | None
+    ) -> None:
+        if self._connected_at and self._monotonic() - self._connected_at > STABLE_S:
+            self._failures = 0
+        self._connected_at = 0.0
+        self._lost(str(reason))
+
+    def _on_connect_fail(self, _client: Client, _userdata: object) -> None:
+        self._lost("no connection to the broker")
+
+    def _lost(self, reason: str) -> None:
+        self._plan_next_attempt()
+        if not self._stopping.is_set():
+            self._post(BrokerLost(reason))
+
+    def _on_message(self, _client: Client, _userdata: object, message: MQTTMessage) -> None:
+        self._post(MessageArrived(message.topic, bytes(message.payload)))
