@@ -35,9 +35,13 @@ class TufDevice:
     def fetch(self, path: str) -> bytes | None:
         """A target, fully verified; None if the repository does not list it."""
         updater = Updater(
-            str(self._folder), "metadata", str(self._folder / "targets"), "targets",
-            fetcher=RepositoryFetcher(self._repository), bootstrap=self._root,
-        )  # fmt: skip
+            str(self._folder),
+            "metadata",
+            str(self._folder / "targets"),
+            "targets",
+            fetcher=RepositoryFetcher(self._repository),
+            bootstrap=self._root,
+        )
         updater.refresh()
         info = updater.get_targetinfo(path)
         if info is None:
