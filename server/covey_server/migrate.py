@@ -51,7 +51,8 @@ def write_step(db: Database, message: str) -> None:
     with db.engine.connect() as connection:
         config = _config()
         config.attributes["connection"] = connection
-        command.revision(config, message, autogenerate=True)
+        number = len(list(ScriptDirectory.from_config(config).walk_revisions())) + 1
+        command.revision(config, message, autogenerate=True, rev_id=f"{number:04d}")
 
 
 def _config() -> Config:
