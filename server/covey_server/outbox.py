@@ -46,6 +46,21 @@ def publish(session: Session, topic: str, payload: bytes, *, retain: bool = Fals
     session.add(OutboxMessage(topic=topic, payload=payload, retain=retain))
 
 
+def publish_latest(session: Session, topic: str, payload: bytes, *, retain: bool = False) -> None:
+    """Queue one message in the place of those for this topic that are not sent yet: only the newest matters.
+
+    The new row is added before the old ones go, so that no id is used again: a publisher that is sending an old row just now
+    must not mark the new one as sent.
+    """
+    message = OutboxMessage(topic=topic, payload=payload, retain=retain)
+    if len(payload) > MAX_PAYLOAD_BYTES:
+        raise PayloadTooLargeError(topic, len(payload), MAX_PAYLOAD_BYTES)
+    session.add(message)
+    session.flush()
+    waiting = col(OutboxMessage.sent_at).is_(None)
+    session.exec(delete(OutboxMessage).where(waiting, col(OutboxMessage.topic) == topic, col(OutboxMessage.id) < message.id))
+
+
 def emit(session: Session, name: str, data: dict[str, Any]) -> None:
     """Queue one live event; `data` must be small and JSON."""
     json.dumps(data)
