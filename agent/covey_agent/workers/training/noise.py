@@ -36,7 +36,8 @@ def draw_noise(count: int, *, std: float) -> NDArray[np.float64]:
     total = np.zeros(count)
     for _ in range(_SUMMED):
         total += draw_normal(count)
-    return total * (std / np.sqrt(_SUMMED))
+    total *= std / np.sqrt(_SUMMED)
+    return total
 
 
 def draw_sample(size: int, *, rate: float) -> NDArray[np.int64]:

@@ -16,13 +16,11 @@ from covey_agent.workers.training.noise import draw_noise
 class SystemNoiseOptimizer(DPOptimizer):  # type: ignore[misc]  # opacus publishes no types
     """DP-SGD: clip each record's gradient, add up, add noise of standard deviation z * C, divide by the expected batch size."""
 
-    def clip_and_accumulate(self) -> None:
-        """Clip and add up; a Poisson sample may be empty, and then the step is noise alone, as the accounting assumes."""
-        if all(p.grad_sample is None for p in self.params):
-            for p in self.params:
-                p.summed_grad = torch.zeros_like(p)
-            return
-        super().clip_and_accumulate()
+    def accumulate(self) -> None:
+        """Clip the gradients of the part of a sample that was just passed back, add them up and forget them, so that memory stays small."""
+        self.clip_and_accumulate()
+        for p in self.params:
+            p.grad_sample = None
 
     def add_noise(self) -> None:
         """Set `grad` to the clipped sum plus noise, added in double precision: rounding comes after the noise, and so reveals nothing."""
@@ -31,11 +29,14 @@ class SystemNoiseOptimizer(DPOptimizer):  # type: ignore[misc]  # opacus publish
             p.grad = (p.summed_grad.double() + noise).to(p.dtype)
 
     def pre_step(self, closure: Callable[[], float] | None = None) -> bool | None:
-        """Everything before the wrapped optimizer's own step. Unlike Opacus, an empty sample is not skipped."""
+        """Everything before the wrapped optimizer's own step. An empty sample is no exception: the step is noise alone then."""
         del closure
-        self.clip_and_accumulate()
+        for p in self.params:
+            if p.summed_grad is None:
+                p.summed_grad = torch.zeros_like(p)
         self.add_noise()
-        self.scale_grad()
+        for p in self.params:
+            p.grad /= self.expected_batch_size
         return True
 
 

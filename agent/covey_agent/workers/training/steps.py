@@ -5,6 +5,7 @@ plan's rate (Opacus' own loader would round the rate to 1 / number of batches) a
 what accounting assumes is what happens. The result is the change of the trained weights; nothing else leaves here.
 """
 
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,15 +17,16 @@ from numpy.typing import NDArray
 from opacus import GradSampleModule
 from torch import nn
 
-from covey_contract.messages import PrivacyPlan, Scalar
 from covey_agent.workers.errors import WorkerError
 from covey_agent.workers.training.noise import draw_sample
 from covey_agent.workers.training.optimizer import SystemNoiseOptimizer, trained_parameters
 from covey_agent.workers.training.task_code import Task
+from covey_contract.messages import PrivacyPlan, Scalar
 
 Weights = dict[str, NDArray[np.float32]]
 RECORD_LEVEL = "record"
 NO_PRIVACY = "none"
+_PART = 64  # records whose gradients are held at once
 
 
 class TrainingError(WorkerError):
@@ -103,12 +105,18 @@ def _private_steps(
         expected_batch_size=plan.sample_rate * len(x),
         loss_reduction="mean",
     )
-    for _ in range(plan.steps):
-        private.zero_grad()
-        rows = torch.from_numpy(draw_sample(len(x), rate=plan.sample_rate))
-        if len(rows):
-            task.compute_loss(wrapped, x[rows], y[rows]).backward()
-        private.step()
+    with warnings.catch_warnings():
+        # Opacus hooks layers whose input needs no gradient, as the first trained one after fixed ones; PyTorch remarks on it.
+        warnings.filterwarnings("ignore", message="Full backward hook is firing")
+        for _ in range(plan.steps):
+            private.zero_grad()
+            rows = torch.from_numpy(draw_sample(len(x), rate=plan.sample_rate))
+            for part in torch.split(rows, _PART):
+                task.compute_loss(wrapped, x[part], y[part]).backward()
+                private.accumulate()
+            private.step()
+    private.zero_grad()
+    wrapped.to_standard_module()  # takes the hooks out, which hold the last batch in a cycle
 
 
 def _plain_steps(

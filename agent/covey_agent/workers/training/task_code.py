@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
-from covey_contract.codec import digest_of
 from covey_agent.workers.errors import WorkerError
+from covey_contract.codec import digest_of
 
 _NEEDED = ("build_model", "load_data", "compute_loss")
 
@@ -36,7 +36,7 @@ def load_task(code: bytes, *, digest: str) -> Task:
     module = ModuleType(f"covey_task_{digest[:12]}")
     try:
         exec(compile(code, f"<task {digest[:12]}>", "exec"), module.__dict__)  # noqa: S102 - these bytes are what the policy allows by digest
-    except Exception as exc:  # noqa: BLE001 - a task may raise anything while it is loaded
+    except Exception as exc:
         raise TaskCodeError(f"the task bundle does not load: {type(exc).__name__}: {exc}") from exc
     missing = [name for name in _NEEDED if not callable(getattr(module, name, None))]
     if missing:
