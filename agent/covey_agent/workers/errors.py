@@ -1,7 +1,9 @@
 """Why a child's work did not succeed, grouped by what the agent should do about it."""
 
+from covey_agent.errors import CoveyAgentError
 
-class WorkerError(Exception):
+
+class WorkerError(CoveyAgentError):
     """Base of everything that a worker raises on purpose; its text is fit for an operator."""
 
 

@@ -46,6 +46,7 @@ class Lines:
     def take_over(cls) -> "Lines":
         """Own this process's standard streams, and die with its parent."""
         die_with_parent()
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole terminal; when a child ends is for the agent to say
         outgoing = os.fdopen(os.dup(1), "wb")
         os.set_inheritable(outgoing.fileno(), False)
         os.dup2(2, 1)

@@ -72,7 +72,8 @@ def quantize(real: Floats, spec: TensorSpec) -> Tensor:
     bounds = np.iinfo(spec.dtype)
     # NaN has no integer; 0 is what the runtimes' kernels give, and casting it would be undefined.
     quantized = np.nan_to_num(np.rint(real / np.float32(spec.scale)) + spec.zero_point, nan=float(spec.zero_point))
-    return np.clip(quantized, bounds.min, bounds.max).astype(spec.dtype)
+    tensor: Tensor = np.clip(quantized, bounds.min, bounds.max).astype(spec.dtype)
+    return tensor
 
 
 def dequantize(tensor: Tensor, spec: TensorSpec) -> Floats:

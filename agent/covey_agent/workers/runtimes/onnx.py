@@ -10,7 +10,11 @@ from covey_agent.workers.runtimes.engine import Tensor
 from covey_contract.release import TensorSpec
 
 # Its exceptions have no base of their own.
-_ERRORS = (RuntimeError, ValueError, *(kind for kind in vars(native).values() if isinstance(kind, type) and issubclass(kind, Exception)))
+_ERRORS: tuple[type[Exception], ...] = (
+    RuntimeError,
+    ValueError,
+    *(kind for kind in vars(native).values() if isinstance(kind, type) and issubclass(kind, Exception)),
+)
 _QUIET = 4  # its own logging: fatal only; what matters is raised
 
 

@@ -1,0 +1,281 @@
+"""Ask the model on this device, from any Python program on it. Standard library only; numpy arrays are understood but not needed.
+
+    from covey_agent.client import Client
+
+    with Client("/var/lib/covey-agent/run/infer.sock") as client:
+        result = client.infer(image)          # nested lists, or anything with .shape and .tobytes(), e.g. a numpy array
+        print(result.label, result.confidence, result.slot)
+        client.feedback("7", id=result.id)    # when the truth becomes known
+
+One client is one kept-alive connection, for one thread. While the agent changes models, a connection may end: a request that got no
+answer is sent again (inference changes nothing, so that is safe) until `timeout_s` is over.
+From a shell: python -m covey_agent.client --socket run/infer.sock image.npy
+"""
+
+import argparse
+import json
+import math
+import random
+import socket
+import sys
+import time
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, Self
+from urllib.parse import urlsplit
+
+from covey_agent.errors import CoveyAgentError
+
+_FIRST_PAUSE_S = 0.02
+_MOST_PAUSE_S = 1.0
+_MAX_HEAD_BYTES = 64 * 1024
+
+
+class ClientError(CoveyAgentError):
+    """Base of this module's errors."""
+
+
+class UnavailableError(ClientError):
+    """Nobody answered before the deadline: no agent, or no model in service."""
+
+
+class BusyError(ClientError):
+    """Too many requests wait for the model; try again after `retry_after_s`."""
+
+    def __init__(self, detail: str, retry_after_s: float) -> None:
+        super().__init__(detail)
+        self.retry_after_s = retry_after_s
+
+
+class RequestError(ClientError):
+    """The request cannot be answered; `problem` is the agent's RFC 9457 document, e.g. with the expected shape."""
+
+    def __init__(self, status: int, problem: dict[str, Any]) -> None:
+        super().__init__(f"{status}: {problem.get('detail', problem.get('title', 'no detail'))}")
+        self.status = status
+        self.problem = problem
+
+
+class Tensor(Protocol):
+    """What is needed of an array, e.g. of numpy's: float32 in C order after `astype`."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def astype(self, dtype: str, /) -> "Tensor": ...
+
+    def tobytes(self) -> bytes: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """An answer. For a batch, `outputs`, `label` and `confidence` are lists, one entry a sample; without labels they are None."""
+
+    id: str
+    label: Any
+    confidence: Any
+    outputs: list[Any]
+    model: str
+    version: int
+    variant: str
+    slot: str
+
+
+class Client:
+    """A connection to the agent's local API, by Unix socket path or by loopback URL and token."""
+
+    def __init__(self, address: str | Path, token: str = "", *, timeout_s: float = 10.0) -> None:
+        """`address`: the path of a Unix socket, or http://127.0.0.1:port. `timeout_s` covers a request with all its repetitions."""
+        self._address = str(address)
+        self._timeout_s = timeout_s
+        self._head = "Host: localhost\r\n" + (f"Authorization: Bearer {token}\r\n" if token else "")
+        self._sock: socket.socket | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection; the next request opens a new one."""
+        if self._sock is not None:
+            self._sock.close()
+            self._sock = None
+
+    def infer(self, inputs: "Tensor | Sequence[Any]") -> Result:
+        """One sample or a batch of float32 in the model's own layout."""
+        shape, data = _to_tensor(inputs)
+        sizes = ",".join(map(str, shape))
+        head = f"Content-Type: application/octet-stream\r\nX-Covey-Shape: {sizes}\r\n"
+        answer = self._request("POST", "/v1/infer", head=head, body=data)
+        return Result(**{name: answer[name] for name in Result.__slots__})
+
+    def model(self) -> dict[str, Any]:
+        """What is served: model, version, variant, labels, shapes."""
+        return self._request("GET", "/v1/model")
+
+    def health(self) -> dict[str, Any]:
+        """Whether it is served."""
+        return self._request("GET", "/v1/health")
+
+    def feedback(self, label: str | Sequence[str], *, id: str | None = None) -> dict[str, Any]:  # noqa: A002 - the name in the API
+        """Tell the true label of an answer (of the newest one without an id)."""
+        said: dict[str, Any] = {"label": label if isinstance(label, str) else list(label)}
+        if id is not None:
+            said["id"] = id
+        return self._request("POST", "/v1/feedback", head="Content-Type: application/json\r\n", body=json.dumps(said).encode())
+
+    def _request(self, method: str, path: str, *, head: str = "", body: bytes = b"") -> dict[str, Any]:
+        length = f"Content-Length: {len(body)}\r\n" if method == "POST" else ""
+        message = f"{method} {path} HTTP/1.1\r\n{self._head}{head}{length}\r\n".encode() + body
+        deadline = time.monotonic() + self._timeout_s
+        pause = 0.0
+        while True:
+            try:
+                status, headers, answer = self._exchange(message, deadline)
+                break
+            except OSError as exc:
+                self.close()
+                # The first repetition is immediate: most likely another worker is waiting on the same socket.
+                if time.monotonic() + pause >= deadline:
+                    raise UnavailableError(f"no answer from {self._address} within {self._timeout_s:.1f} s: {exc}") from exc
+                time.sleep(pause * random.uniform(0.5, 1.0))
+                pause = min(max(pause * 2, _FIRST_PAUSE_S), _MOST_PAUSE_S)
+        return _read_answer(status, headers, answer)
+
+    def _exchange(self, message: bytes, deadline: float) -> tuple[int, dict[str, str], bytes]:
+        if self._sock is None:
+            self._sock = _connect(self._address, timeout_s=max(deadline - time.monotonic(), 0.001))
+        self._sock.settimeout(max(deadline - time.monotonic(), 0.001))
+        self._sock.sendall(message)
+        status, headers, answer = _receive(self._sock)
+        if headers.get("connection", "").lower() == "close":
+            self.close()
+        return status, headers, answer
+
+
+def _connect(address: str, *, timeout_s: float) -> socket.socket:
+    if not address.startswith("http://"):
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        sock.settimeout(timeout_s)
+        try:
+            sock.connect(address)
+        except OSError:
+            sock.close()
+            raise
+        return sock
+    url = urlsplit(address)
+    sock = socket.create_connection((url.hostname or "127.0.0.1", url.port or 80), timeout=timeout_s)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return sock
+
+
+def _receive(sock: socket.socket) -> tuple[int, dict[str, str], bytes]:
+    data = b""
+    while (end := data.find(b"\r\n\r\n")) < 0:
+        part = sock.recv(65536)
+        if not part or len(data) > _MAX_HEAD_BYTES:
+            raise ConnectionError("the connection ended before an answer")
+        data += part
+    first, *lines = data[:end].decode("latin-1").split("\r\n")
+    headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    body = data[end + 4 :]
+    length = int(headers.get("content-length", "0"))
+    while len(body) < length:
+        part = sock.recv(min(length - len(body), 1024 * 1024))
+        if not part:
+            raise ConnectionError("the connection ended within an answer")
+        body += part
+    return int(first.split(" ")[1]), headers, body
+
+
+def _read_answer(status: int, headers: dict[str, str], body: bytes) -> dict[str, Any]:
+    try:
+        answer: dict[str, Any] = json.loads(body)
+    except ValueError as exc:
+        raise ClientError(f"expected JSON, got {len(body)} bytes with status {status}") from exc
+    if status == 503:
+        raise BusyError(str(answer.get("detail", "busy")), float(headers.get("retry-after", "1")))
+    if status != 200:
+        raise RequestError(status, answer)
+    return answer
+
+
+def _to_tensor(inputs: "Tensor | Sequence[Any]") -> tuple[tuple[int, ...], bytes]:
+    """Shape and little-endian float32 bytes."""
+    if isinstance(inputs, Sequence):
+        flat: array[float] = array("f")
+        shape = _flatten(inputs, flat)
+        if sys.byteorder == "big":
+            flat.byteswap()
+        return shape, flat.tobytes()
+    return tuple(inputs.shape), inputs.astype("<f4").tobytes()
+
+
+def _flatten(rows: Sequence[Any], into: "array[float]") -> tuple[int, ...]:
+    if not rows or isinstance(rows[0], int | float):
+        try:
+            into.extend(rows)
+        except TypeError as exc:
+            raise ValueError("inputs must be nested sequences of numbers, all rows of equal length") from exc
+        return (len(rows),)
+    shapes = {_flatten(row, into) for row in rows}
+    if len(shapes) != 1:
+        raise ValueError(f"all rows must have equal length, got the shapes {sorted(shapes)}")
+    return (len(rows), *shapes.pop())
+
+
+def _read_npy(path: Path) -> tuple[tuple[int, ...], list[Any]]:
+    """A .npy file of float32, float64 or uint8 without numpy: version 1 or 2 of the format, C order."""
+    data = path.read_bytes()
+    if data[:6] != b"\x93NUMPY":
+        raise ValueError(f"{path} is not a .npy file")
+    size, start = (int.from_bytes(data[8:10], "little"), 10) if data[6] == 1 else (int.from_bytes(data[8:12], "little"), 12)
+    header = data[start : start + size].decode("latin-1")
+    code = next((code for name, code in (("'<f4'", "f"), ("'<f8'", "d"), ("'|u1'", "B")) if name in header), None)
+    if code is None or "'fortran_order': False" not in header:
+        raise ValueError(f"{path} must hold float32, float64 or uint8 in C order, its header is {header.strip()}")
+    sizes = header[header.index("(") + 1 : header.index(")")].split(",")
+    numbers = array(code, data[start + size :])
+    return tuple(int(part) for part in sizes if part.strip()), numbers.tolist()
+
+
+class _Flat:
+    """A Tensor over plain numbers."""
+
+    def __init__(self, shape: tuple[int, ...], numbers: list[Any]) -> None:
+        if math.prod(shape) != len(numbers):
+            raise ValueError(f"shape {shape} needs {math.prod(shape)} numbers, got {len(numbers)}")
+        self.shape = shape
+        self._numbers = numbers
+
+    def astype(self, _dtype: str, /) -> "_Flat":
+        return self
+
+    def tobytes(self) -> bytes:
+        return _to_tensor(self._numbers)[1]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line: print the answer to one .npy file as JSON."""
+    parser = argparse.ArgumentParser(prog="python -m covey_agent.client", description="Ask the model that this device serves.")
+    parser.add_argument("--socket", default="run/infer.sock", help="path of the agent's Unix socket, or http://127.0.0.1:port")
+    parser.add_argument("--token", default="", help="for http addresses")
+    parser.add_argument("input", type=Path, help="a .npy file: one sample or a batch in the model's layout")
+    options = parser.parse_args(arguments)
+    try:
+        with Client(options.socket, options.token) as client:
+            result = client.infer(_Flat(*_read_npy(options.input)))
+    except (ClientError, OSError, ValueError) as exc:
+        sys.stderr.write(f"{exc}\n")
+        return 1
+    sys.stdout.write(json.dumps({name: getattr(result, name) for name in Result.__slots__}) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

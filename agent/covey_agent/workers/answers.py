@@ -1,0 +1,52 @@
+"""What a model's outputs mean: labels, confidence, and whether the model still reacts to its input at all."""
+
+import numpy as np
+
+from covey_agent.workers.runtimes.engine import Floats
+
+_SUM_TOLERANCE = 0.02  # ten classes of int8 probabilities add up to 1 only so far
+
+
+def classify(outputs: Floats, labels: list[str]) -> tuple[list[str], list[float]]:
+    """The best label of each sample and the share of the total that it has; nothing if outputs are not one score a label.
+
+    Scores that are probabilities are taken as they are; other scores are taken as logits.
+    """
+    if not labels or outputs.shape[1:] != (len(labels),):
+        return [], []
+    best = outputs.max(axis=1)
+    sums = outputs.sum(axis=1)
+    if outputs.min() >= 0.0 and np.abs(sums - 1.0).max() <= _SUM_TOLERANCE:
+        confidences = best
+    else:
+        # softmax at its maximum: exp(0) / sum(exp(x - max)); below float32's range a score counts as 0
+        confidences = 1.0 / np.exp(np.maximum(outputs - best[:, None], -80.0)).sum(axis=1)
+    return [labels[index] for index in outputs.argmax(axis=1).tolist()], confidences.tolist()
+
+
+class ConstantRun:
+    """How many different inputs in a row got the very same output. Not for several threads at once."""
+
+    def __init__(self) -> None:
+        self._input: bytes | None = None
+        self._output: bytes | None = None
+        self.length = 0
+
+    def see(self, inputs: Floats, outputs: Floats) -> int:
+        """Take in one batch in order; return the longest run within it."""
+        longest = 0
+        same = np.zeros(len(outputs), dtype=bool)
+        flat = outputs.reshape(len(outputs), -1)
+        same[1:] = (flat[1:] == flat[:-1]).all(axis=1)
+        same[0] = flat[0].tobytes() == self._output
+        # A model that lives is handled without looking at a single input.
+        for index in np.flatnonzero(same).tolist() if same.any() else ():
+            if not same[index - 1] and index > 0:
+                self.length = 0
+            before = self._input if index == 0 else inputs[index - 1].tobytes()
+            self.length += inputs[index].tobytes() != before
+            longest = max(longest, self.length)
+        if not same[-1]:
+            self.length = 0
+        self._input, self._output = inputs[-1].tobytes(), flat[-1].tobytes()
+        return longest

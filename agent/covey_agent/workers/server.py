@@ -1,0 +1,207 @@
+"""Accept connections on sockets that the agent owns, and hand them over to another worker without dropping a request.
+
+- One thread accepts; each connection has a thread, so that a request goes from socket to model to socket without a switch. There
+  are at most `max_connections`; at the limit, the one idle for longest is closed, and who is not accepted waits in the kernel.
+- Pause: stop accepting; whatever is asked on open connections is answered with `Connection: close`; connections that ask nothing
+  within a short grace are closed. The other worker, which listens on the same sockets, gets them when they come back.
+- An idle connection is ended by shutting down its reading side: a request that had arrived is still read and answered, and on a
+  Unix socket one that had not fails while being sent, so no request is lost in between.
+"""
+
+import hmac
+import logging
+import select
+import socket
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+
+from covey_agent.workers.http import HttpProblemError, Request, Response, Wire
+
+Handler = Callable[[Request, Callable[[], bytearray]], Response]
+logger = logging.getLogger(__name__)
+_STACK_BYTES = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Listener:
+    """A listening socket and the bearer token that its callers must show, if any."""
+
+    sock: socket.socket
+    token: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ServerSettings:
+    """Bounds."""
+
+    max_connections: int = 64
+    io_timeout_s: float = 10.0  # one read or write
+    idle_s: float = 60.0  # between requests of one connection
+    grace_s: float = 0.5  # after Pause, before idle connections are closed
+
+
+class Server:
+    """Serves until `drain`."""
+
+    def __init__(self, listeners: list[Listener], handle: Handler, *, settings: ServerSettings | None = None, paused: bool = False) -> None:
+        self._listeners = listeners
+        self._handle = handle
+        self._settings = settings or ServerSettings()
+        self._paused = paused
+        self._paused_at = time.monotonic()
+        self._sessions: set[_Session] = set()
+        self._changed = threading.Condition()
+        self._wake_out, self._wake_in = socket.socketpair()
+        self._wake_in.setblocking(False)
+        for listener in listeners:
+            # Shared with the other worker: between poll and accept it may take the connection, and accept must not block then.
+            listener.sock.setblocking(False)
+
+    def start(self) -> None:
+        """Begin accepting, unless paused."""
+        threading.stack_size(_STACK_BYTES)
+        threading.Thread(target=self._accept_for_ever, name="accept", daemon=True).start()
+
+    def pause(self) -> None:
+        """Stop accepting and make clients move on."""
+        with self._changed:
+            self._paused = True
+            self._paused_at = time.monotonic()
+        self._wake()
+
+    def resume(self) -> None:
+        """Accept again."""
+        with self._changed:
+            self._paused = False
+        self._wake()
+
+    def drain(self, timeout_s: float) -> bool:
+        """Pause, and wait until every connection has ended; return whether they have."""
+        self.pause()
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._sessions, timeout_s)
+
+    def _accept_for_ever(self) -> None:
+        while True:
+            poll = select.poll()
+            poll.register(self._wake_out, select.POLLIN)
+            by_descriptor = {listener.sock.fileno(): listener for listener in self._listeners} if self._has_room() else {}
+            for descriptor in by_descriptor:
+                poll.register(descriptor, select.POLLIN)
+            for descriptor, _ in poll.poll(self._close_idle()):
+                if descriptor in by_descriptor:
+                    self._accept(by_descriptor[descriptor])
+                else:
+                    self._wake_out.recv(4096)
+
+    def _has_room(self) -> bool:
+        with self._changed:
+            return not self._paused and len(self._sessions) < self._settings.max_connections
+
+    def _accept(self, listener: Listener) -> None:
+        if not self._has_room():
+            return
+        try:
+            sock, _ = listener.sock.accept()
+        except BlockingIOError:
+            return  # the other worker was faster
+        except OSError as exc:  # e.g. out of descriptors: those who wait are not lost, but do not spin
+            logger.warning("cannot accept: %s", exc)
+            time.sleep(0.1)
+            return
+        sock.settimeout(self._settings.io_timeout_s)
+        if sock.family != socket.AF_UNIX:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        session = _Session(sock)
+        with self._changed:
+            self._sessions.add(session)
+        try:
+            threading.Thread(target=self._serve, args=(session, listener.token), name="connection", daemon=True).start()
+        except RuntimeError as exc:  # no thread to be had
+            logger.warning("cannot serve a connection: %s", exc)
+            with self._changed:
+                self._sessions.discard(session)
+            sock.close()
+
+    def _close_idle(self) -> float | None:
+        """Close what need not stay open; return for how many milliseconds the acceptor may sleep."""
+        with self._changed:
+            idle = sorted((session for session in self._sessions if session.idle_since is not None), key=lambda s: s.idle_since or 0.0)
+            if self._paused:
+                left = self._paused_at + self._settings.grace_s - time.monotonic()
+                if left > 0:
+                    return left * 1000 + 1
+                for session in idle:
+                    session.end()
+            elif idle and len(self._sessions) >= self._settings.max_connections:
+                idle[0].end()
+            return None
+
+    def _serve(self, session: "_Session", token: str) -> None:
+        wire = Wire(session.sock)
+        try:
+            while self._wait(session, wire) and self._answer(wire, token):
+                session.idle_since = time.monotonic()
+                if self._paused:
+                    self._wake()
+        except (OSError, ValueError) as exc:  # the peer's doing: gone, or too slow
+            logger.debug("a connection ended: %s", exc)
+        finally:
+            session.sock.close()
+            with self._changed:
+                self._sessions.discard(session)
+                self._changed.notify_all()
+            if len(self._sessions) == self._settings.max_connections - 1:
+                self._wake()
+
+    def _wait(self, session: "_Session", wire: Wire) -> bool:
+        while True:
+            try:
+                begun = wire.wait()
+            except TimeoutError:
+                if time.monotonic() - (session.idle_since or 0.0) > self._settings.idle_s:
+                    return False
+            else:
+                session.idle_since = None
+                return begun
+
+    def _answer(self, wire: Wire, token: str) -> bool:
+        """Answer one request; return whether the connection stays open."""
+        close = True
+        try:
+            request = wire.read_head()
+            _authorize(request, token)
+            response = self._handle(request, lambda: wire.read_body(request))
+            close = response.close or not request.keep_alive
+        except HttpProblemError as problem:
+            response = problem.to_response()
+        close = close or self._paused
+        wire.send(response, close=close)
+        if close:
+            wire.linger()
+        return not close
+
+    def _wake(self) -> None:
+        with suppress(BlockingIOError):
+            self._wake_in.send(b"x")
+
+
+class _Session:
+    """One open connection."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+        self.idle_since: float | None = time.monotonic()  # None while a request is under way
+
+    def end(self) -> None:
+        """Wake its thread with an end of stream, after whatever has already arrived."""
+        with suppress(OSError):  # it has ended by itself
+            self.sock.shutdown(socket.SHUT_RD)
+
+
+def _authorize(request: Request, token: str) -> None:
+    if token and not hmac.compare_digest(request.headers.get("authorization", "").encode(), f"Bearer {token}".encode()):
+        raise HttpProblemError(401, "a bearer token is needed here", headers=(("WWW-Authenticate", "Bearer"),), close=True)

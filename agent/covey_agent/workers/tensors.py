@@ -1,0 +1,72 @@
+"""The inputs of an inference request, as JSON or as a raw tensor, into float32[n, ...]; and whether there was one sample or a batch.
+
+Every error says what was expected and what came.
+"""
+
+import math
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from covey_agent.workers.http import HttpProblemError
+from covey_agent.workers.runtimes.engine import Floats
+
+RAW = "application/octet-stream"
+SHAPE_HEADER = "x-covey-shape"
+_MAX_RANK = 8
+
+
+class InferRequest(msgspec.Struct, forbid_unknown_fields=True):
+    """The JSON body of POST /v1/infer."""
+
+    inputs: list[Any]  # nested lists of numbers
+
+
+def read_json(body: bytearray, sample_shape: tuple[int, ...]) -> tuple[Floats, bool]:
+    """Raises HttpProblemError."""
+    try:
+        inputs = msgspec.json.decode(body, type=InferRequest).inputs
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
+        raise HttpProblemError(400, f'expected a JSON object {{"inputs": [...]}}: {exc}') from exc
+    try:
+        array = np.asarray(inputs, dtype=np.float32)
+    except (ValueError, TypeError, OverflowError) as exc:
+        raise _wrong_input(f"inputs must be nested lists of numbers, all rows of equal length: {exc}", sample_shape, {}) from exc
+    return to_batch(array, sample_shape)
+
+
+def read_raw(body: bytearray, shape_header: str | None, sample_shape: tuple[int, ...]) -> tuple[Floats, bool]:
+    """Little-endian float32 in C order, its shape in the header, e.g. `1,28,28`. Raises HttpProblemError."""
+    got: dict[str, Any] = {"bytes": len(body)}
+    if shape_header is None:
+        raise _wrong_input("a raw tensor needs the header X-Covey-Shape, e.g. 1,28,28", sample_shape, got)
+    sizes = shape_header.split(",")
+    if len(sizes) > _MAX_RANK or not all(size.strip().isdecimal() and len(size) <= 12 for size in sizes):
+        raise _wrong_input(f"expected sizes separated by commas in X-Covey-Shape, got {shape_header!r:.80}", sample_shape, got)
+    shape = [int(size) for size in sizes]
+    if math.prod(shape) * 4 != len(body):
+        raise _wrong_input(
+            f"float32{shape} has {math.prod(shape) * 4} bytes, the body has {len(body)}", sample_shape, got | {"shape": shape}
+        )
+    return to_batch(np.frombuffer(body, dtype="<f4").reshape(shape), sample_shape)
+
+
+def to_batch(array: Floats, sample_shape: tuple[int, ...]) -> tuple[Floats, bool]:
+    """(float32[n, *sample_shape], whether it was one sample without a batch). Raises HttpProblemError."""
+    single = array.shape == sample_shape
+    if not single and array.shape[1:] != sample_shape:
+        raise _wrong_input(f"wrong shape {list(array.shape)}", sample_shape, {"shape": list(array.shape), "dtype": "float32"})
+    if array.size == 0:
+        raise _wrong_input("an empty batch has no answer", sample_shape, {"shape": list(array.shape), "dtype": "float32"})
+    # NaN would come out as NaN, and the model would be blamed for it.
+    if not np.isfinite(array).all():
+        raise _wrong_input("inputs hold NaN or infinity", sample_shape, {"shape": list(array.shape), "dtype": "float32"})
+    return (array[None] if single else array), single
+
+
+def _wrong_input(detail: str, sample_shape: tuple[int, ...], got: dict[str, Any]) -> HttpProblemError:
+    expected = {"shape": [-1, *sample_shape], "dtype": "float32"}
+    return HttpProblemError(
+        422, f"{detail}; expected float32{list(sample_shape)} for one sample or [n, ...] of it", {"expected": expected, "got": got}
+    )
