@@ -88,7 +88,15 @@ class ReleaseSettings(_Section):
 
     max_accuracy_drop: float = Field(0.01, ge=0, le=1, description="share of accuracy that a variant may lose against the float model")
     build_timeout_s: float = Field(1800.0, gt=0, description="seconds that quantization may take")
-    build_memory_mb: int = Field(6144, ge=512, description="MB of address space beyond its start that a quantization worker may take")
+    build_memory_mb: int = Field(6144, ge=512, description="MB of resident memory that a quantization worker and its children may take")
+
+
+class DeliverySettings(_Section):
+    """Artifact chunks over MQTT."""
+
+    window_ms: float = Field(50.0, ge=0, le=5000, description="milliseconds that a request waits for the same one of other devices")
+    max_inflight: int = Field(64, ge=1, le=1000, description="chunks that the broker may not have acknowledged yet")
+    max_mb_per_s: float = Field(32.0, gt=0, description="MB of chunks sent per second on average")
 
 
 class LogSettings(_Section):
@@ -115,6 +123,7 @@ class Settings(BaseSettings):
     tuf: TufSettings = TufSettings()
     telemetry: TelemetrySettings = TelemetrySettings()
     releases: ReleaseSettings = ReleaseSettings()
+    delivery: DeliverySettings = DeliverySettings()
     log: LogSettings = LogSettings()
 
     @classmethod
