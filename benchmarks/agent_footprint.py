@@ -83,7 +83,7 @@ def main() -> int:
         try:
             bring_up(stage)
             state_dir = stage.state_dir("device-1")
-            token = stage.call().post("/invitations", {"device_id": "device-1"})["token"]
+            token = stage.call().post("/invitations", {"device": "device-1"})["token"]
             stage.troupe.call("enroll", [program("covey-agent"), "enroll", "--token", token, "--state-dir", str(state_dir)], timeout_s=60)
             for _ in range(arguments.runs):
                 agent = stage.troupe.start("agent", [program("covey-agent"), "run", "--state-dir", str(state_dir)])

@@ -19,8 +19,8 @@ def enrol(stage: Stage) -> None:
         bar = progress.add_task("online", total=len(stage.participants), note="")
 
         def online() -> int:
-            devices = stage.call().get_all("/devices")
-            count = sum(device["presence"] == "online" and bool(device["capabilities"].get("arch")) for device in devices)
+            devices = [stage.call().get(f"/devices/{participant}") for participant in stage.participants]
+            count = sum(device["presence"] == "online" and bool(device["reported"]) for device in devices)
             progress.update(bar, completed=count)
             return count == len(stage.participants)
 
@@ -50,7 +50,7 @@ def _split_data(stage: Stage) -> None:
 
 def _enrol_one(stage: Stage, participant: str, progress: Progress) -> None:
     profile = "device" if participant in stage.devices else "partner"
-    invitation = stage.call().post("/invitations", {"device_id": participant, "profile": profile, "labels": {"site": "demo", "kind": profile}})
+    invitation = stage.call().post("/invitations", {"device": participant, "profile": profile, "labels": {"site": "demo"}})
     state_dir = str(stage.state_dir(participant))
     agent = program("covey-agent")
     stage.troupe.call(
