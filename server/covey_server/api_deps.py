@@ -101,9 +101,14 @@ class PageRequest:
 
     def after_id(self, start: int) -> int:
         """Like `after` for lists whose key is one number; `start` stands for the first page."""
+        number = self.before_id()
+        return start if number is None else number
+
+    def before_id(self) -> int | None:
+        """The number behind which the page begins, in a list that is ordered by a falling number; None for the first page."""
         key = self.after(1)
         if key is None:
-            return start
+            return None
         if not (key[0].isascii() and key[0].isdecimal() and len(key[0]) <= 18):
             raise InvalidInputError("the cursor is not one that this list gave")
         return int(key[0])

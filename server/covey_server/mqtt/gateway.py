@@ -114,5 +114,6 @@ class Gateway:
                     logger.exception("a handler failed on %.200r; the message is dropped", batch[0].topic)
                     self._router.refused["handler_failed"] += 1
                     return True
-                return all([self._route([message]) for message in batch])
+                outcomes = [self._route([message]) for message in batch]
+                return all(outcomes)
         return False

@@ -97,7 +97,10 @@ class BrokerLink:
         if not self.is_connected:
             raise UnavailableError("the broker is not connected")
         info = self._client.publish(topic, payload, qos=qos, retain=retain)
-        if info.rc not in {MQTTErrorCode.MQTT_ERR_SUCCESS, MQTTErrorCode.MQTT_ERR_NO_CONN}:
+        if info.rc is MQTTErrorCode.MQTT_ERR_NO_CONN and qos > 0:
+            # The connection went in this moment: paho has queued it all the same, but a receipt that says so would only raise.
+            info.rc = MQTTErrorCode.MQTT_ERR_SUCCESS
+        if info.rc is not MQTTErrorCode.MQTT_ERR_SUCCESS:
             raise UnavailableError(f"the broker takes nothing now: {mqtt.error_string(info.rc)}")
         return info
 

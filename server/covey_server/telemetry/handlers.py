@@ -1,0 +1,32 @@
+"""The MQTT edge of the telemetry capability: `up/readings`."""
+
+from sqlmodel import Session
+
+from covey_contract.ids import DeviceId
+from covey_contract.messages import ReadingBatch
+from covey_contract.topics import Channel
+from covey_server.devices import service as devices
+from covey_server.mqtt.router import Router
+from covey_server.parts import Parts
+from covey_server.telemetry import service
+from covey_server.triggers import service as triggers
+
+
+def register(router: Router) -> None:
+    """Take batches of readings."""
+    router.register(Channel.READINGS, on_readings)
+
+
+def on_readings(parts: Parts, session: Session, device: DeviceId, message: ReadingBatch) -> None:
+    """Store a batch; what a device raises alarm about becomes an alert."""
+    now = parts.clock()
+    row = devices.get_active_device(session, device)
+    row.last_seen_at = now
+    session.add(row)
+    stored = service.store_readings(session, device, message, now=now)
+    if not stored:
+        return
+    for reading in message.readings:
+        if reading.kind == "alarm":
+            what, detail = str(reading.values.get("what", "alarm")), str(reading.values.get("detail", ""))
+            triggers.raise_alert(session, what, detail=detail, device=device, now=now)
