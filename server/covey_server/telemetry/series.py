@@ -68,7 +68,7 @@ def read_series(
     bucket = _bucket(session, since, width_s)
     query = (
         select_rows(bucket.label("bucket"), func.avg(number), func.min(number), func.max(number), func.count())
-        .where(ReadingRow.device_id == device, ReadingRow.kind == kind)
+        .where(col(ReadingRow.device_id) == device, col(ReadingRow.kind) == kind)
         .where(col(ReadingRow.at) >= since, col(ReadingRow.at) < until, _is_number(session, value))
         .group_by("bucket")
         .order_by("bucket")
