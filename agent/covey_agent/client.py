@@ -29,6 +29,7 @@ from urllib.parse import urlsplit
 
 from covey_agent.errors import CoveyAgentError
 
+_COMPACT = "application/x-covey-answer"  # a line of JSON with the outputs' shape, then the outputs as little-endian float32
 _FIRST_PAUSE_S = 0.02
 _MOST_PAUSE_S = 1.0
 _MAX_HEAD_BYTES = 64 * 1024
@@ -110,7 +111,7 @@ class Client:
         """One sample or a batch of float32 in the model's own layout."""
         shape, data = _to_tensor(inputs)
         sizes = ",".join(map(str, shape))
-        head = f"Content-Type: application/octet-stream\r\nX-Covey-Shape: {sizes}\r\n"
+        head = f"Content-Type: application/octet-stream\r\nX-Covey-Shape: {sizes}\r\nAccept: {_COMPACT}\r\n"
         answer = self._request("POST", "/v1/infer", head=head, body=data)
         return Result(**{name: answer[name] for name in Result.__slots__})
 
@@ -194,8 +195,13 @@ def _receive(sock: socket.socket) -> tuple[int, dict[str, str], bytes]:
 
 
 def _read_answer(status: int, headers: dict[str, str], body: bytes) -> dict[str, Any]:
+    numbers = b""
+    if headers.get("content-type") == _COMPACT:
+        body, _, numbers = body.partition(b"\n")
     try:
         answer: dict[str, Any] = json.loads(body)
+        if numbers:
+            answer["outputs"] = _nest(_from_bytes(numbers), answer["shape"])
     except ValueError as exc:
         raise ClientError(f"expected JSON, got {len(body)} bytes with status {status}") from exc
     if status == 503:
@@ -203,6 +209,19 @@ def _read_answer(status: int, headers: dict[str, str], body: bytes) -> dict[str,
     if status != 200:
         raise RequestError(status, answer)
     return answer
+
+
+def _from_bytes(numbers: bytes) -> list[float]:
+    flat = array("f", numbers)
+    if sys.byteorder == "big":
+        flat.byteswap()
+    return flat.tolist()
+
+
+def _nest(flat: list[Any], shape: Sequence[int]) -> list[Any]:
+    for size in reversed(shape[1:]):
+        flat = [flat[start : start + size] for start in range(0, len(flat), size)]
+    return flat
 
 
 def _to_tensor(inputs: "Tensor | Sequence[Any]") -> tuple[tuple[int, ...], bytes]:

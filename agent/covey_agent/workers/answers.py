@@ -15,12 +15,13 @@ def classify(outputs: Floats, labels: list[str]) -> tuple[list[str], list[float]
     if not labels or outputs.shape[1:] != (len(labels),):
         return [], []
     best = outputs.max(axis=1)
-    sums = outputs.sum(axis=1)
+    sums = outputs.sum(axis=1, dtype=np.float64)
     if outputs.min() >= 0.0 and np.abs(sums - 1.0).max() <= _SUM_TOLERANCE:
         confidences = best
     else:
-        # softmax at its maximum: exp(0) / sum(exp(x - max)); below float32's range a score counts as 0
-        confidences = 1.0 / np.exp(np.maximum(outputs - best[:, None], -80.0)).sum(axis=1)
+        # Softmax at its maximum, exp(0) / sum(exp(x - max)), in double precision because a difference may leave float32's range.
+        distances = np.subtract(outputs, best[:, None], dtype=np.float64)
+        confidences = 1.0 / np.exp(np.maximum(distances, -700.0)).sum(axis=1)
     return [labels[index] for index in outputs.argmax(axis=1).tolist()], confidences.tolist()
 
 

@@ -11,13 +11,14 @@ from typing import Any
 import msgspec
 
 from covey_agent.workers.http import HttpProblemError, Request, Response
-from covey_agent.workers.served import ServedModel
+from covey_agent.workers.served import Answer, ServedModel
 from covey_agent.workers.slotmodel import SlotContent
 from covey_agent.workers.tensors import RAW, SHAPE_HEADER, read_json, read_raw
 from covey_agent.workers.window import Window
 
 ReadBody = Callable[[], bytearray]
 
+COMPACT = "application/x-covey-answer"  # a line of JSON with the outputs' shape, then the outputs as little-endian float32
 MAX_RAW_BYTES = 16 * 1024 * 1024
 MAX_JSON_BYTES = 4 * 1024 * 1024
 MAX_BODIES_BYTES = 64 * 1024 * 1024  # of memory for all bodies at once
@@ -97,11 +98,13 @@ class LocalApi:
             answer = self._served.infer(batch)
         finally:
             self._reserve(-cost)
-        outputs, labels, confidences = answer.outputs.tolist(), answer.labels, answer.confidences
-        said: dict[str, Any] = {"id": answer.id, "outputs": outputs, "label": labels or None, "confidence": confidences or None}
-        if single:
-            said |= {"outputs": outputs[0], "label": labels[0] if labels else None, "confidence": confidences[0] if labels else None}
-        return Response(200, _encode(said | self._identity))
+        said = _say(answer, single=single) | self._identity
+        outputs = answer.outputs[0] if single else answer.outputs
+        if request.headers.get("accept") == COMPACT:
+            # Numbers as text cost a client more than a small model costs the device.
+            line = _encode(said | {"shape": outputs.shape})
+            return Response(200, line + b"\n" + outputs.astype("<f4", copy=False).tobytes(), COMPACT)
+        return Response(200, _encode(said | {"outputs": outputs.tolist()}))
 
     def _feedback(self, request: Request, read_body: ReadBody) -> Response:
         if request.length > MAX_JSON_BYTES // 64:
@@ -119,6 +122,14 @@ class LocalApi:
             if cost > self._budget:
                 raise HttpProblemError(503, "too many large requests at once", headers=(("Retry-After", "1"),), close=True)
             self._budget -= cost
+
+
+def _say(answer: Answer, *, single: bool) -> dict[str, Any]:
+    if not answer.labels:
+        return {"id": answer.id, "label": None, "confidence": None}
+    if single:
+        return {"id": answer.id, "label": answer.labels[0], "confidence": answer.confidences[0]}
+    return {"id": answer.id, "label": answer.labels, "confidence": answer.confidences}
 
 
 def _reply(request: Request, body: bytes) -> Response:

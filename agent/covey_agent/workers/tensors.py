@@ -30,10 +30,13 @@ def read_json(body: bytearray, sample_shape: tuple[int, ...]) -> tuple[Floats, b
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
         raise HttpProblemError(400, f'expected a JSON object {{"inputs": [...]}}: {exc}') from exc
     try:
-        array = np.asarray(inputs, dtype=np.float32)
-    except (ValueError, TypeError, OverflowError) as exc:
-        raise _wrong_input(f"inputs must be nested lists of numbers, all rows of equal length: {exc}", sample_shape, {}) from exc
-    return to_batch(array, sample_shape)
+        numbers = np.asarray(inputs)
+    except ValueError as exc:
+        raise _not_numbers(sample_shape) from exc
+    if numbers.dtype.kind not in "iuf":  # texts, booleans and null are not numbers, even if numpy would make some of them
+        raise _not_numbers(sample_shape)
+    with np.errstate(over="ignore"):  # too large for float32 becomes infinity and is refused as such
+        return to_batch(numbers.astype(np.float32), sample_shape)
 
 
 def read_raw(body: bytearray, shape_header: str | None, sample_shape: tuple[int, ...]) -> tuple[Floats, bool]:
@@ -63,6 +66,10 @@ def to_batch(array: Floats, sample_shape: tuple[int, ...]) -> tuple[Floats, bool
     if not np.isfinite(array).all():
         raise _wrong_input("inputs hold NaN or infinity", sample_shape, {"shape": list(array.shape), "dtype": "float32"})
     return (array[None] if single else array), single
+
+
+def _not_numbers(sample_shape: tuple[int, ...]) -> HttpProblemError:
+    return _wrong_input("inputs must be nested lists of numbers, all rows of equal length", sample_shape, {})
 
 
 def _wrong_input(detail: str, sample_shape: tuple[int, ...], got: dict[str, Any]) -> HttpProblemError:

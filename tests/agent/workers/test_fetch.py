@@ -1,0 +1,155 @@
+"""An artifact gets onto the disk whole or not at all, whatever comes over the wire, and a second try asks only for what is missing."""
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from covey_agent.core.jobs import FetchProgress
+from covey_agent.workers.errors import NetworkError, RefusedError, UntrustedError
+from covey_agent.workers.fetch import Fetch, FetchPlace
+from covey_agent.workers.partial import PartialArtifact
+from covey_contract.limits import CHUNK_BYTES, GROUP_CHUNKS
+from covey_contract.messages import Chunk
+from covey_contract.release import Variant
+from tests.fakes.chunk_server import ChunkServer
+from tests.fakes.tiny_releases import make_variant
+
+DATA = random.Random(1).randbytes(CHUNK_BYTES * (GROUP_CHUNKS + 2) + 100)  # two groups; the last chunk is short
+VARIANT = make_variant(DATA)
+Relay = Callable[[list[Chunk]], list[Chunk]]
+
+
+def fetch(
+    folder: Path, server: ChunkServer, *, told: list[FetchProgress] | None = None, active: Path | None = None, reserve: int = 0
+) -> Fetch:
+    tell = told.append if told is not None else lambda _: None
+    return Fetch(server, FetchPlace(folder, active, reserve), tell=tell, clock=lambda: 0.0)
+
+
+def change(chunk: Chunk, data: bytes) -> Chunk:
+    return msgspec.structs.replace(chunk, data=data)
+
+
+def once(spoil: Relay) -> Relay:
+    """Spoil the first answer only."""
+    state = {"spoiled": False}
+
+    def relay(chunks: list[Chunk]) -> list[Chunk]:
+        if state["spoiled"]:
+            return chunks
+        state["spoiled"] = True
+        return spoil(chunks)
+
+    return relay
+
+
+def test_an_artifact_arrives(tmp_path: Path) -> None:
+    server = ChunkServer(DATA)
+    assert fetch(tmp_path, server).obtain(VARIANT).read_bytes() == DATA
+    assert server.asked == [(0, 0xFFFF), (1, 0b111)]
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        pytest.param(lambda chunks: chunks[::-1], id="reordered"),
+        pytest.param(lambda chunks: chunks + chunks, id="duplicate"),
+        pytest.param(lambda chunks: [], id="lost"),
+        pytest.param(lambda chunks: [change(chunk, chunk.data[:-1]) for chunk in chunks], id="truncated"),
+        pytest.param(lambda chunks: [change(chunk, chunk.data + b"!") for chunk in chunks], id="too long"),
+        pytest.param(lambda chunks: [change(chunk, b"") for chunk in chunks], id="empty"),
+        pytest.param(lambda chunks: [change(chunk, b"\x00" * len(chunk.data)) for chunk in chunks], id="corrupt"),
+        pytest.param(lambda chunks: [change(chunk, chunks[0].data) for chunk in chunks], id="another chunk's data"),
+        pytest.param(lambda chunks: [msgspec.structs.replace(chunk, index=chunk.index + 10**9) for chunk in chunks], id="beyond the end"),
+    ],
+)
+def test_what_is_wrong_is_dropped_and_asked_for_again(tmp_path: Path, spoil: Relay) -> None:
+    server = ChunkServer(DATA, relay=once(spoil))
+    assert fetch(tmp_path, server).obtain(VARIANT).read_bytes() == DATA
+
+
+def test_a_relay_that_sends_only_rubbish_is_left(tmp_path: Path) -> None:
+    server = ChunkServer(DATA, relay=lambda chunks: [change(chunk, b"rubbish") for chunk in chunks], askings=10**9)
+    with pytest.raises(NetworkError, match="signed manifest"):
+        fetch(tmp_path, server).obtain(VARIANT)
+
+
+def test_a_second_try_asks_for_exactly_what_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(NetworkError):
+        fetch(tmp_path, ChunkServer(DATA, relay=once(lambda chunks: chunks[:5]), askings=1)).obtain(VARIANT)
+    server = ChunkServer(DATA)
+    told: list[FetchProgress] = []
+    assert fetch(tmp_path, server, told=told).obtain(VARIANT).read_bytes() == DATA
+    assert server.asked == [(0, 0xFFE0), (1, 0b111)]
+    assert (told[0].chunks_done, told[-1].chunks_done, told[-1].chunks_total) == (5, 19, 19)
+    assert told[-1].bytes_received == len(DATA) - 5 * CHUNK_BYTES
+
+
+def test_a_mark_without_its_data_is_not_believed(tmp_path: Path) -> None:
+    """After a power cut the bitmap may have reached the disk and the data not."""
+    fetch(tmp_path, ChunkServer(DATA)).obtain(VARIANT)
+    with (tmp_path / VARIANT.artifact / "data").open("r+b") as file:
+        file.seek(3 * CHUNK_BYTES)
+        file.write(b"\x00" * 4096)
+    server = ChunkServer(DATA)
+    assert fetch(tmp_path, server).obtain(VARIANT).read_bytes() == DATA
+    assert server.asked == [(0, 0b1000)]
+
+
+@pytest.mark.parametrize("bitmap", [b"", b"\x01" * 1000, b"\xff\x00garbage"])
+def test_a_garbled_bitmap_harms_nothing(tmp_path: Path, bitmap: bytes) -> None:
+    (tmp_path / VARIANT.artifact).mkdir()
+    (tmp_path / VARIANT.artifact / "bitmap").write_bytes(bitmap)
+    assert fetch(tmp_path, ChunkServer(DATA)).obtain(VARIANT).read_bytes() == DATA
+
+
+def test_right_chunks_of_a_wrong_whole_are_refused(tmp_path: Path) -> None:
+    liar = msgspec.structs.replace(VARIANT, artifact="0" * 64)
+    with pytest.raises(UntrustedError, match="contradicts"):
+        fetch(tmp_path, ChunkServer(DATA)).obtain(liar)
+    assert not (tmp_path / liar.artifact).exists()
+
+
+@pytest.mark.parametrize("length", [len(DATA) + CHUNK_BYTES, len(DATA) - CHUNK_BYTES])
+def test_a_length_that_does_not_fit_the_chunk_list_is_refused(tmp_path: Path, length: int) -> None:
+    with pytest.raises(UntrustedError, match="chunks"):
+        fetch(tmp_path, ChunkServer(DATA)).obtain(msgspec.structs.replace(VARIANT, length=length))
+
+
+def test_no_room_is_a_refusal_before_anything_is_asked(tmp_path: Path) -> None:
+    server = ChunkServer(DATA)
+    with pytest.raises(RefusedError, match="no room"):
+        fetch(tmp_path, server, reserve=1 << 60).obtain(VARIANT)
+    assert server.asked == []
+
+
+def test_what_already_serves_is_copied_and_not_fetched(tmp_path: Path) -> None:
+    active = tmp_path / "model.onnx"
+    active.write_bytes(DATA)
+    server = ChunkServer(DATA)
+    path = fetch(tmp_path / "fetch", server, active=active).obtain(VARIANT)
+    assert path.read_bytes() == DATA
+    assert server.asked == []
+    assert path.stat().st_ino != active.stat().st_ino  # one bad block must not spoil both slots
+
+
+def test_a_serving_file_that_rotted_is_not_copied(tmp_path: Path) -> None:
+    active = tmp_path / "model.onnx"
+    active.write_bytes(DATA[:-1] + b"?")
+    assert fetch(tmp_path / "fetch", ChunkServer(DATA), active=active).obtain(VARIANT).read_bytes() == DATA
+
+
+def test_leftovers_of_other_artifacts_make_room(tmp_path: Path) -> None:
+    (tmp_path / ("f" * 64)).mkdir()
+    (tmp_path / ("f" * 64) / "data").write_bytes(b"old")
+    fetch(tmp_path, ChunkServer(DATA)).obtain(VARIANT)
+    assert [path.name for path in tmp_path.iterdir()] == [VARIANT.artifact]
+
+
+def test_a_digest_is_never_a_path(tmp_path: Path) -> None:
+    evil: Variant = msgspec.structs.replace(VARIANT, artifact="../../etc")
+    with pytest.raises(Exception, match="digest"):
+        PartialArtifact(tmp_path, evil.artifact, length=evil.length, chunks=evil.chunks)
