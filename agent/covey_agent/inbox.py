@@ -1,15 +1,9 @@
-"""The one inbox: everything that happens arrives here as a value, from whatever thread, and is handled one by one."""
+"""The one inbox: everything that happens outside the event loop arrives here as a value, and is handled one by one."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from covey_agent.core.jobs import ChildEvent
-from covey_agent.core.machine import Happened
-
-
-@dataclass(frozen=True, slots=True)
-class Booted:
-    """The agent has started."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,24 +44,18 @@ class ChildEnded:
 
 
 @dataclass(frozen=True, slots=True)
-class TimerFired:
-    """A timer that one of the parts set."""
+class ActionDue:
+    """Something that a part wants done next, from the event loop and not from within what it does now."""
 
-    key: str
-
-
-@dataclass(frozen=True, slots=True)
-class MachineEvent:
-    """Something for the deployment machine, found out by one of the parts."""
-
-    happened: Happened
-    deployment: str  # for which deployment it was meant; stale ones are dropped
+    action: Callable[[], None]
 
 
 @dataclass(frozen=True, slots=True)
 class StopAsked:
     """SIGTERM or SIGINT."""
 
+    signal: str
 
-InboxEvent = Booted | BrokerConnected | BrokerLost | MessageArrived | ChildSpoke | ChildEnded | TimerFired | MachineEvent | StopAsked
+
+InboxEvent = BrokerConnected | BrokerLost | MessageArrived | ChildSpoke | ChildEnded | ActionDue | StopAsked
 Post = Callable[[InboxEvent], None]

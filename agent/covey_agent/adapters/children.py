@@ -14,6 +14,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
@@ -21,6 +22,7 @@ import msgspec
 
 from covey_agent.core.jobs import ChildEvent, Order
 from covey_agent.inbox import ChildEnded, ChildSpoke, Post
+from covey_agent.ports import Child
 
 logger = logging.getLogger(__name__)
 MAX_LINE_BYTES = 1024 * 1024
@@ -128,6 +130,23 @@ class ProcessChild:
         return "ended"
 
 
+@dataclass(frozen=True, slots=True)
+class StillbornChild:
+    """A child that could not be started; its end is already in the inbox."""
+
+    id: int
+    program: str
+
+    def send(self, order: Order) -> None:
+        """Nobody listens."""
+
+    def close_input(self) -> None:
+        """Nothing to close."""
+
+    def kill(self, reason: str) -> None:
+        """Nothing to kill."""
+
+
 class ProcessChildren:
     """Starts children as `python -m <package>.<program>` in their own process group, so that Ctrl-C reaches only the agent."""
 
@@ -139,20 +158,19 @@ class ProcessChildren:
         self._lock = threading.Lock()
         self._next = 1
 
-    def start(self, program: str, job: msgspec.Struct, *, pass_fds: Sequence[int] = (), memory_limit: int = 0) -> ProcessChild:
-        """Start one child and hand it its job. Call from the main thread only: a child dies with the thread that started it."""
-        process = subprocess.Popen(
-            [sys.executable, "-m", f"{self._package}.{program}"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            pass_fds=tuple(pass_fds),
-            start_new_session=True,
-            cwd=self._cwd,
-        )
+    def start(self, program: str, job: msgspec.Struct, *, pass_fds: Sequence[int] = (), memory_limit: int = 0) -> Child:
+        """Start one child and hand it its job. Call from the main thread only: a child dies with the thread that started it.
+
+        A machine that cannot start a process now (no memory, no process ids) looks like a child that ended at once.
+        """
+        number, self._next = self._next, self._next + 1
+        try:
+            process = self._spawn(program, pass_fds)
+        except OSError as exc:
+            self._post(ChildEnded(number, f"could not be started: {exc.strerror}", clean=False))
+            return StillbornChild(number, program)
         _limit(process.pid, memory_limit)
         with self._lock:
-            number, self._next = self._next, self._next + 1
             child = ProcessChild(number, program, process, job=_encoder.encode(job), post=self._post, forget=self._forget)
             self._running[number] = child
         logger.info("started %s as process %d", program, process.pid)
@@ -174,6 +192,17 @@ class ProcessChildren:
             child.kill("the agent stopped")
         for child in children:
             child.join(5.0)
+
+    def _spawn(self, program: str, pass_fds: Sequence[int]) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            [sys.executable, "-m", f"{self._package}.{program}"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            pass_fds=tuple(pass_fds),
+            start_new_session=True,
+            cwd=self._cwd,
+        )
 
     def _forget(self, number: int) -> None:
         with self._lock:

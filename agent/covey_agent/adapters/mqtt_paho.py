@@ -67,9 +67,10 @@ class PahoBroker:
         client.on_pre_connect = self._on_pre_connect
         try:
             client.tls_set_context(self._make_context())
-        except (OSError, ssl.SSLError) as exc:
-            logger.error("the identity files cannot be used, so the broker cannot be reached: %s", exc)
-            self._post(BrokerLost(f"identity files cannot be used: {exc}"))
+            self._address.host.encode("idna")  # paho's thread would end of a host name that cannot be one
+        except (OSError, ssl.SSLError, UnicodeError) as exc:
+            logger.exception("the identity cannot be used, so the broker will not be reached")
+            self._post(BrokerLost(f"the identity cannot be used: {exc}"))
             return
         self._plan_next_attempt()
         client.connect_async(self._address.host, self._address.port, keepalive=KEEPALIVE_S)

@@ -78,9 +78,9 @@ def open_database(path: Path) -> Database:
         return _open(path)
     except sqlite3.OperationalError as exc:  # no rights, no room: setting the file aside would not help
         raise StoreError(f"cannot open {path}: {exc}") from exc
-    except sqlite3.DatabaseError as exc:
+    except sqlite3.DatabaseError:
         aside = path.with_name(f"{path.name}.unreadable-{time.time_ns()}")
-        logger.error("the state database is unreadable (%s); it is kept as %s and a new one begins", exc, aside.name)
+        logger.exception("the state database is unreadable; it is kept as %s and a new one begins", aside.name)
         for suffix in ("", "-wal", "-shm"):
             part = path.with_name(path.name + suffix)
             if part.exists():

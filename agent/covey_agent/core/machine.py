@@ -264,52 +264,67 @@ def _refine(machine: Machine, event: Event) -> Event:
 def _absorb(machine: Machine, event: Event, happened: Happened) -> Deployment | None:
     """The deployment with what the event brought."""
     if event in _BEGIN:
-        order = happened.deployment
-        if order is None:
-            raise ValueError(f"event {event.value} must bring a deployment")
-        slot = machine.committed if event is Event.ALREADY_RUNS else free_slot(machine.committed)
-        return replace(order, slot="" if event is Event.ORDER_REFUSED else slot, reason=_cut(happened.reason))
+        return _begin(machine, event, happened)
     deployment = machine.deployment
     if deployment is None:
         return None
-    match event:
-        case Event.VARIANT_CHOSEN:
-            return replace(
-                deployment, variant=happened.variant, artifact=happened.artifact, variant_reason=_cut(happened.reason), reason=""
-            )
-        case Event.PROGRESSED:
-            moved = happened.chunks_done > deployment.chunks_done
-            return replace(
-                deployment,
-                chunks_done=happened.chunks_done,
-                chunks_total=happened.chunks_total,
-                bytes_received=happened.bytes_received,
-                boots=0 if moved else deployment.boots,
-            )
-        case Event.SERVED:
-            return replace(deployment, served_s=happened.served_s, boots=0 if happened.served_s >= PROGRESS_SERVED_S else deployment.boots)
-        case Event.FETCHED:
-            return replace(
-                deployment,
-                boots=0,
-                reason="",
-                artifact=happened.artifact or deployment.artifact,
-                variant=happened.variant or deployment.variant,
-            )
-        case Event.OLD_SERVES:
-            return replace(deployment, rollback_ms=happened.rollback_ms)
-        case Event.OLD_FAILED:
-            return replace(deployment, reason=_cut(f"{deployment.reason}; then the old model did not start: {happened.reason}"))
-        case Event.BOOTED_AGAIN if machine.state is State.ROLLING_BACK:
-            return deployment
-        case Event.BOOTED_AGAIN:
-            return replace(
-                deployment,
-                boots=0,
-                reason=f"the device started {deployment.boots} times without progress while the deployment was {machine.state.value}",
-            )
-        case _:
-            return replace(deployment, reason=_cut(happened.reason)) if happened.reason else deployment
+    if event is Event.BOOTED_AGAIN and machine.state is not State.ROLLING_BACK:
+        loop = f"the device started {deployment.boots} times without progress while the deployment was {machine.state.value}"
+        return replace(deployment, boots=0, reason=loop)
+    change = _CHANGES.get(event)
+    if change is not None:
+        return change(deployment, happened)
+    return replace(deployment, reason=_cut(happened.reason)) if happened.reason else deployment
+
+
+def _begin(machine: Machine, event: Event, happened: Happened) -> Deployment:
+    order = happened.deployment
+    if order is None:
+        raise ValueError(f"event {event.value} must bring a deployment")
+    slot = {Event.ORDERED: free_slot(machine.committed), Event.ALREADY_RUNS: machine.committed}.get(event, "")
+    return replace(order, slot=slot, reason=_cut(happened.reason))
+
+
+def _choose_variant(deployment: Deployment, happened: Happened) -> Deployment:
+    return replace(deployment, variant=happened.variant, artifact=happened.artifact, variant_reason=_cut(happened.reason), reason="")
+
+
+def _advance(deployment: Deployment, happened: Happened) -> Deployment:
+    return replace(
+        deployment,
+        chunks_done=happened.chunks_done,
+        chunks_total=happened.chunks_total,
+        bytes_received=happened.bytes_received,
+        boots=0 if happened.chunks_done > deployment.chunks_done else deployment.boots,
+    )
+
+
+def _complete(deployment: Deployment, happened: Happened) -> Deployment:
+    artifact, variant = happened.artifact or deployment.artifact, happened.variant or deployment.variant
+    return replace(deployment, boots=0, reason="", artifact=artifact, variant=variant)
+
+
+def _survive(deployment: Deployment, happened: Happened) -> Deployment:
+    boots = 0 if happened.served_s - deployment.served_s >= PROGRESS_SERVED_S else deployment.boots
+    return replace(deployment, served_s=happened.served_s, boots=boots)
+
+
+def _return_to_old(deployment: Deployment, happened: Happened) -> Deployment:
+    return replace(deployment, rollback_ms=happened.rollback_ms)
+
+
+def _fail_twice(deployment: Deployment, happened: Happened) -> Deployment:
+    return replace(deployment, reason=_cut(f"{deployment.reason}; then the old model did not start: {happened.reason}"))
+
+
+_CHANGES = {
+    Event.VARIANT_CHOSEN: _choose_variant,
+    Event.PROGRESSED: _advance,
+    Event.FETCHED: _complete,
+    Event.SERVED: _survive,
+    Event.OLD_SERVES: _return_to_old,
+    Event.OLD_FAILED: _fail_twice,
+}
 
 
 def _blame(quarantine: tuple[Quarantined, ...], deployment: Deployment, now: int) -> tuple[Quarantined, ...]:

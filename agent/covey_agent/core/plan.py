@@ -88,10 +88,8 @@ def _while_running(current: Current, desired: Desired) -> list[NextStep]:
     running = machine.deployment
     if running is None or desired.generation <= running.generation or machine.state is DeploymentState.ROLLING_BACK:
         return []
-    if desired.release is None:
-        keeps = machine.state is DeploymentState.PROBATION
-    else:
-        keeps = desired.release.manifest == running.manifest
+    in_probation = machine.state is DeploymentState.PROBATION
+    keeps = in_probation if desired.release is None else desired.release.manifest == running.manifest
     return [] if keeps else [NextStep(Step.SUPERSEDE, f"superseded by generation {desired.generation}")]
 
 

@@ -100,13 +100,7 @@ def decide_round(
     ask: AskRound, invite: InviteToRun, policy: Policy, *, ledger: Sequence[LedgerEntry], now: datetime, epsilon_of: EpsilonOf
 ) -> Decision:
     """Whether this round may be trained. If `charge` is set it must be appended, durably, before the trainer hears yes."""
-    if ask.run != invite.run:
-        return Decision(allowed=False, reason=f"this participant was invited to run {invite.run}, not {ask.run}")
-    if ask.dataset != invite.dataset or ask.plan != invite.plan:
-        return Decision(allowed=False, reason="the round's dataset or privacy plan is not the one of the invitation")
-    if ask.round > invite.rounds:
-        return Decision(allowed=False, reason=f"the invitation was for {invite.rounds} rounds, this is round {ask.round}")
-    refusal = _refuse_terms(invite, policy, now)
+    refusal = _refuse_mismatch(ask, invite) or _refuse_terms(invite, policy, now)
     if refusal:
         return Decision(allowed=False, reason=refusal)
     entry = LedgerEntry(run=ask.run, round=ask.round, dataset=ask.dataset, plan=ask.plan, at=_millis(now))
@@ -128,22 +122,30 @@ def parse_hours(text: str) -> tuple[time, time]:
         raise ValueError(f"expected hours as HH:MM-HH:MM, got {text!r:.40}") from exc
 
 
-def _refuse_terms(invite: InviteToRun, policy: Policy, now: datetime) -> str:
-    if not policy.consent:
-        return "the policy of this participant consents to no training"
-    if invite.task_digest not in policy.tasks:
-        return f"the code of task {invite.task!r} (sha256 {invite.task_digest[:12]}...) is not allowed by the policy"
-    if policy.purposes and invite.purpose not in policy.purposes:
-        return f"the purpose {invite.purpose!r} is not allowed by the policy"
-    if policy.hours and not any(_is_within(now.time(), begin, end) for begin, end in policy.hours):
-        return "the policy allows no training at this hour"
-    if invite.plan.level not in ("record", "none"):
-        return f"expected a privacy level 'record' or 'none', got {invite.plan.level!r}"
-    if invite.plan.level == "record" and _is_unprotected(invite.plan):
-        return "a record-level plan needs noise and a clipping norm above 0"
-    if _is_unprotected(invite.plan) and not policy.unprotected:
-        return "the policy allows no training without privacy"
+def _refuse_mismatch(ask: AskRound, invite: InviteToRun) -> str:
+    if ask.run != invite.run:
+        return f"this participant was invited to run {invite.run}, not {ask.run}"
+    if ask.dataset != invite.dataset or ask.plan != invite.plan:
+        return "the round's dataset or privacy plan is not the one of the invitation"
+    if ask.round > invite.rounds:
+        return f"the invitation was for {invite.rounds} rounds, this is round {ask.round}"
     return ""
+
+
+def _refuse_terms(invite: InviteToRun, policy: Policy, now: datetime) -> str:
+    plan = invite.plan
+    task = f"the code of task {invite.task!r} (sha256 {invite.task_digest[:12]}...)"
+    in_hours = not policy.hours or any(_is_within(now.time(), begin, end) for begin, end in policy.hours)
+    terms = (
+        (policy.consent, "the policy of this participant consents to no training"),
+        (invite.task_digest in policy.tasks, f"{task} is not allowed by the policy"),
+        (not policy.purposes or invite.purpose in policy.purposes, f"the purpose {invite.purpose!r} is not allowed by the policy"),
+        (in_hours, "the policy allows no training at this hour"),
+        (plan.level in ("record", "none"), f"expected a privacy level 'record' or 'none', got {plan.level!r}"),
+        (plan.level != "record" or not _is_unprotected(plan), "a record-level plan needs noise and a clipping norm above 0"),
+        (policy.unprotected or not _is_unprotected(plan), "the policy allows no training without privacy"),
+    )
+    return next((reason for holds, reason in terms if not holds), "")
 
 
 def _within_budget(entry: LedgerEntry, policy: Policy, ledger: Sequence[LedgerEntry], epsilon_of: EpsilonOf) -> Decision:
@@ -154,14 +156,11 @@ def _within_budget(entry: LedgerEntry, policy: Policy, ledger: Sequence[LedgerEn
         return Decision(allowed=False, reason=f"the policy has no budget for dataset {entry.dataset!r}")
     before = spent(ledger, entry.dataset, budget.delta, epsilon_of)
     after = spent([*ledger, entry], entry.dataset, budget.delta, epsilon_of)
+    allowed = f"{budget.epsilon:.3f} allowed at delta {budget.delta:g}"
     if after > budget.epsilon:
-        reason = (
-            f"over budget: epsilon {before:.3f} spent, {after:.3f} with this round, {budget.epsilon:.3f} allowed at delta {budget.delta:g}"
-        )
+        reason = f"over budget: epsilon {before:.3f} spent, {after:.3f} with this round, {allowed}"
         return Decision(allowed=False, reason=reason, epsilon=before)
-    return Decision(
-        allowed=True, reason=f"epsilon {after:.3f} of {budget.epsilon:.3f} at delta {budget.delta:g}", epsilon=after, charge=entry
-    )
+    return Decision(allowed=True, reason=f"epsilon {after:.3f} with this round, {allowed}", epsilon=after, charge=entry)
 
 
 def _spent_now(ledger: Sequence[LedgerEntry], dataset: str, policy: Policy, epsilon_of: EpsilonOf) -> float:

@@ -77,8 +77,6 @@ def _latency(evidence: Evidence, bounds: Bounds) -> str:
     if bounds.p95_latency_ms <= 0 or evidence.requests < MIN_REQUESTS_FOR_LATENCY:
         return ""
     p95 = evidence.p95_weight / evidence.requests
-    return (
-        f"p95 latency {p95:.1f} ms over {evidence.requests} requests (allowed {bounds.p95_latency_ms:.1f} ms)"
-        if p95 > bounds.p95_latency_ms
-        else ""
-    )
+    if p95 <= bounds.p95_latency_ms:
+        return ""
+    return f"p95 latency {p95:.1f} ms over {evidence.requests} requests (allowed {bounds.p95_latency_ms:.1f} ms)"

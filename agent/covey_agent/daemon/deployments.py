@@ -1,0 +1,289 @@
+"""Deployments: feeds the machine with what happened, persists it, carries out its actions.
+
+The order is always: pure step, fsync, act. What an action brings comes back as a later event.
+"""
+
+import logging
+from collections.abc import Callable, Collection, Mapping
+from typing import Protocol
+
+import msgspec
+
+from covey_agent.adapters.slot_files import Proven, SlotFiles
+from covey_agent.core.backoff import DEPLOY_RETRY
+from covey_agent.core.jobs import InferWindow
+from covey_agent.core.machine import (
+    IN_FLIGHT,
+    RESTING,
+    Action,
+    Deployment,
+    Event,
+    Happened,
+    Machine,
+    UnlistedPairError,
+    lift_quarantine,
+    serving_slot,
+    step,
+)
+from covey_agent.daemon.kit import Kit
+from covey_agent.daemon.serving import Serving
+from covey_agent.daemon.staging import Staging
+from covey_agent.daemon.watch import Watch
+from covey_agent.errors import StoreError
+from covey_contract.messages import DeploymentState
+
+logger = logging.getLogger(__name__)
+KEY_MACHINE = "machine"
+KEY_ORDER = "running_order"
+MAX_OLD_FAILURES = 2  # starts of the old model that fail before the roll-back counts as failed
+PERSIST_RETRY_S = 30.0
+_QUIET = frozenset({Event.PROGRESSED, Event.SERVED})  # happen often and lose nothing in a power cut: written without fsync
+
+
+class Audience(Protocol):
+    """Who hears of deployments; wired by `app.py`."""
+
+    def state_changed(self) -> None:
+        """The full state is to be reported."""
+        ...
+
+    def progress_made(self) -> None:
+        """A download went on."""
+        ...
+
+    def deployment_changed(self, deployment: Deployment, state: DeploymentState) -> None:
+        """A deployment entered a state."""
+        ...
+
+    def deployment_ended(self) -> None:
+        """There is room for the next one."""
+        ...
+
+    def alarm_raised(self, what: str, detail: str) -> None:
+        """Something needs a look."""
+        ...
+
+
+class Deployments:
+    """The one deployment of this device, and which slot serves."""
+
+    def __init__(self, kit: Kit, slots: SlotFiles, *, serving: Serving, staging: Staging, watch: Watch) -> None:
+        self._kit = kit
+        self._slots = slots
+        self._serving = serving
+        self._staging = staging
+        self._watch = watch
+        self._audience: Audience | None = None
+        self._evidence_at: float | None = None
+        self._old_failures = 0
+        self._actions: dict[Action, Callable[[Machine], None]] = {
+            Action.START_DEPLOY: self._start_deploy,
+            Action.START_CHECK: lambda machine: self._staging.start_check(_running(machine)),
+            Action.STOP_CHILDREN: lambda _: self._staging.stop(),
+            Action.RETRY_LATER: self._retry_later,
+            Action.BEGIN_ACTIVATION: lambda _: self._later(Happened(Event.ACTIVATION_BEGUN)),
+            Action.START_NEW_WORKER: lambda machine: self._serving.start(_running(machine).slot, paused=True),
+            Action.SWITCH: lambda machine: self._serving.let_accept(_running(machine).slot),
+            Action.WATCH: lambda machine: self._watch.begin(_running(machine)),
+            Action.RESTORE_OLD: self._restore_old,
+            Action.COMMIT: self._commit,
+            Action.SERVE: self._serve,
+            Action.REPORT: lambda _: self._tell().state_changed(),
+            Action.REPORT_PROGRESS: lambda _: self._tell().progress_made(),
+        }
+        self.machine = self._load()
+
+    def listen(self, audience: Audience) -> None:
+        """Tell this one."""
+        self._audience = audience
+
+    def boot(self) -> None:
+        """The agent has started: go on from what was persisted. Needs no network."""
+        self.happened(Happened(Event.BOOTED))
+
+    def happened(self, happened: Happened, *, also: Mapping[str, bytes | None] | None = None) -> None:
+        """One event: pure step, persist together with `also`, act."""
+        before = self.machine
+        try:
+            after, actions = step(before, happened, self._kit.clock.now_ms())
+        except UnlistedPairError as exc:
+            logger.exception("a bug: the deployment machine was given an event that cannot happen now")
+            self._tell().alarm_raised("bug", str(exc))
+            return
+        try:
+            self._persist(after, also or {}, durable=happened.event not in _QUIET)
+        except StoreError as exc:
+            if after.state is not DeploymentState.ROLLING_BACK:
+                logger.exception("the state cannot be written; %s is tried again in %.0f s", happened.event.value, PERSIST_RETRY_S)
+                self._kit.timers.set("persist-retry", PERSIST_RETRY_S, lambda: self.happened(happened, also=also))
+                return
+            # A bad model must go even if the disk is full. After a power cut probation would begin again, and find the same evidence.
+            logger.exception("rolling back although the state cannot be written")
+            self._tell().alarm_raised("storage", str(exc))
+        self.machine = after
+        self._announce(before, after, happened)
+        for action in actions:
+            self._actions[action](after)
+        if after.state in RESTING and before.state in IN_FLIGHT:
+            self._kit.soon(self._tell().deployment_ended)
+
+    def connected(self) -> None:
+        """The broker is back: a deployment that waits to be tried again need not wait any longer."""
+        if self._kit.timers.is_set("deploy-retry"):
+            self._kit.timers.set("deploy-retry", self._kit.random(), self._retry)
+
+    def lift_quarantine(self, digests: Collection[str]) -> None:
+        """Give these digests another chance; the order for it has been verified."""
+        machine = lift_quarantine(self.machine, digests)
+        self._persist(machine, {}, durable=True)
+        self.machine = machine
+        self._slots.save_proven(Proven(committed=machine.committed, quarantine=list(machine.quarantine)))
+        self._tell().state_changed()
+
+    def worker_ready(self, slot: str) -> None:
+        """A worker has loaded its model."""
+        if self.machine.state is DeploymentState.ACTIVATING and self._is_new(slot):
+            self.happened(Happened(Event.NEW_WORKER_READY))
+
+    def worker_accepts(self, slot: str) -> None:
+        """A worker accepts requests."""
+        if self.machine.state is DeploymentState.ROLLING_BACK and slot == self.machine.committed:
+            self.happened(Happened(Event.OLD_SERVES, rollback_ms=self._since_evidence()))
+        elif self.machine.state is DeploymentState.PROBATION and self._is_new(slot):
+            self._watch.worker_accepts()
+        self._tell().state_changed()
+
+    def worker_window(self, slot: str, window: InferWindow) -> None:
+        """What a worker saw; in probation it may be evidence."""
+        if self.machine.state is DeploymentState.PROBATION and self._is_new(slot):
+            self._watch.window_came(window)
+
+    def worker_ended(self, slot: str, reason: str) -> None:
+        """A worker died: what that means depends on which one, and when."""
+        self._tell().alarm_raised("worker_died", f"slot {slot}: {reason}")
+        state = self.machine.state
+        if state is DeploymentState.ACTIVATING and self._is_new(slot):
+            self._note_evidence()
+            self.happened(Happened(Event.NEW_WORKER_FAILED, reason=f"the new worker {reason} before it could serve"))
+        elif state is DeploymentState.PROBATION and self._is_new(slot):
+            self._watch.worker_died(reason)
+            if self.machine.state is DeploymentState.PROBATION:
+                self._serving.restart_later(slot)
+        elif state is DeploymentState.ROLLING_BACK and slot == self.machine.committed:
+            self._old_failures += 1
+            if self._old_failures >= MAX_OLD_FAILURES:
+                self.happened(Happened(Event.OLD_FAILED, reason=reason))
+            else:
+                self._serving.restart_later(slot)
+        elif slot == serving_slot(self.machine):
+            self._serving.restart_later(slot)
+        self._tell().state_changed()
+
+    def evidence_found(self, reason: str) -> None:
+        """The watch, or the check child, found the new model guilty."""
+        self._note_evidence()
+        event = Event.CHECK_FAILED if self.machine.state is DeploymentState.VERIFYING else Event.EVIDENCE
+        self.happened(Happened(event, reason=reason))
+
+    def _start_deploy(self, machine: Machine) -> None:
+        order = self._kit.store.load(KEY_ORDER)
+        if order is None:
+            self._later(Happened(Event.DEPLOY_REFUSED, reason="the order was lost together with the state database"))
+            return
+        self._staging.start_deploy(_running(machine), order=order, machine=machine)
+
+    def _retry_later(self, _machine: Machine) -> None:
+        failures = self._staging.failures
+        delay = DEPLOY_RETRY.delay_s(max(1, failures), self._kit.random)
+        self._kit.timers.set("deploy-retry", delay, self._retry)
+
+    def _retry(self) -> None:
+        if self.machine.state is DeploymentState.FETCHING:
+            self.happened(Happened(Event.RETRY_DUE))
+
+    def _restore_old(self, machine: Machine) -> None:
+        self._watch.end()
+        self._old_failures = 0
+        self._kit.timers.cancel("deploy-retry")
+        deployment = _running(machine)
+        old = machine.committed
+        if deployment.slot and deployment.slot != old:
+            self._serving.kill(deployment.slot, "rolled back")
+        if not old or self._slots.note(old) is None:
+            self._later(Happened(Event.OLD_SERVES))
+        elif self._serving.is_accepting(old):
+            self._later(Happened(Event.OLD_SERVES, rollback_ms=self._since_evidence()))
+        else:
+            self._serving.let_accept(old)
+
+    def _commit(self, machine: Machine) -> None:
+        self._watch.end()
+        self._slots.save_proven(Proven(committed=machine.committed, quarantine=list(machine.quarantine)))
+        for slot in ("A", "B"):
+            if slot != machine.committed:
+                self._serving.retire(slot)
+
+    def _serve(self, machine: Machine) -> None:
+        slot = serving_slot(machine)
+        if slot and self._slots.note(slot) is not None:
+            self._serving.let_accept(slot)
+        elif slot:
+            self._tell().alarm_raised("slot_unreadable", f"slot {slot} should serve, but what it holds is not complete")
+
+    def _load(self) -> Machine:
+        stored = self._kit.store.load(KEY_MACHINE)
+        if stored is not None:
+            try:
+                return msgspec.json.decode(stored, type=Machine)
+            except msgspec.DecodeError:
+                logger.exception("the stored machine is unreadable; going on with what is proven")
+        proven = self._slots.load_proven()
+        state = DeploymentState.COMMITTED if proven.committed else DeploymentState.IDLE
+        return Machine(state=state, committed=proven.committed, quarantine=tuple(proven.quarantine))
+
+    def _persist(self, machine: Machine, also: Mapping[str, bytes | None], *, durable: bool) -> None:
+        if machine == self.machine and not also:
+            return
+        self._kit.store.save({**also, KEY_MACHINE: msgspec.json.encode(machine)}, durable=durable)
+
+    def _announce(self, before: Machine, after: Machine, happened: Happened) -> None:
+        deployment = after.deployment
+        if deployment is None:
+            return
+        if after.state is not before.state or before.deployment is None or before.deployment.id != deployment.id:
+            logger.info("deployment %s is %s%s", deployment.id, after.state.value, f": {deployment.reason}" if deployment.reason else "")
+            self._tell().deployment_changed(deployment, after.state)
+        if after.quarantine != before.quarantine:
+            self._slots.save_proven(Proven(committed=after.committed, quarantine=list(after.quarantine)))
+        if happened.event is Event.ORDERED:
+            self._evidence_at = None
+
+    def _note_evidence(self) -> None:
+        self._evidence_at = self._kit.clock.monotonic()
+
+    def _since_evidence(self) -> float | None:
+        return None if self._evidence_at is None else round((self._kit.clock.monotonic() - self._evidence_at) * 1000, 1)
+
+    def _is_new(self, slot: str) -> bool:
+        return self.machine.deployment is not None and self.machine.deployment.slot == slot
+
+    def _later(self, happened: Happened) -> None:
+        deployment = _running(self.machine).id
+        self._kit.soon(lambda: self._now(deployment, happened))
+
+    def _now(self, deployment: str, happened: Happened) -> None:
+        """An event that was decided on earlier; dropped if that deployment is over."""
+        running = self.machine.deployment
+        if running is not None and running.id == deployment and self.machine.state in IN_FLIGHT:
+            self.happened(happened)
+
+    def _tell(self) -> Audience:
+        if self._audience is None:
+            raise RuntimeError("nobody listens to the deployments")
+        return self._audience
+
+
+def _running(machine: Machine) -> Deployment:
+    if machine.deployment is None:
+        raise RuntimeError(f"state {machine.state.value} without a deployment")
+    return machine.deployment

@@ -1,0 +1,67 @@
+"""What this machine can run, found out by a child; the last answer is kept, so that a start need not wait for it."""
+
+import logging
+from collections.abc import Callable
+
+import msgspec
+
+from covey_agent.core.jobs import ChildEvent, Probed, ProbeJob
+from covey_agent.daemon.kit import Kit
+from covey_agent.ports import Child
+from covey_contract.messages import Capabilities
+
+logger = logging.getLogger(__name__)
+KEY = "capabilities"
+TIMEOUT_S = 300.0
+
+
+class Probing:
+    """Probes once a start, in the background."""
+
+    def __init__(self, kit: Kit, *, known: Callable[[], None]) -> None:
+        self._kit = kit
+        self._known = known
+        self._waiting: Callable[[], None] | None = None
+        stored = kit.store.load(KEY)
+        self._is_known = stored is not None
+        self.capabilities = msgspec.json.decode(stored, type=Capabilities) if stored else Capabilities()
+
+    def begin(self) -> None:
+        """Start the probe."""
+        self._kit.nursery.start(self, "probe", ProbeJob(), deadline_s=TIMEOUT_S)
+
+    def when_known(self, action: Callable[[], None]) -> None:
+        """Do it now if an answer is known, else when it comes. The last one asked for counts."""
+        if self._is_known:
+            action()
+        else:
+            self._waiting = action
+
+    def forget_waiting(self) -> None:
+        """Nobody waits any more."""
+        self._waiting = None
+
+    def child_spoke(self, child: Child, event: ChildEvent) -> None:
+        """The answer."""
+        if not isinstance(event, Probed):
+            logger.warning("a probe child sent an unexpected %s", type(event).__name__)
+            return
+        for runtime, finding in event.findings.items():
+            logger.info("runtime %s cannot be used here: %s", runtime, finding)
+        if event.capabilities != self.capabilities:
+            self.capabilities = event.capabilities
+            self._kit.store.save({KEY: msgspec.json.encode(event.capabilities)}, durable=False)
+            self._known()
+        self._settle()
+
+    def child_ended(self, child: Child, reason: str, *, clean: bool) -> None:
+        """Without an answer: go on with what is known, which may be nothing; the deploy child then finds no variant that fits."""
+        if not clean:
+            logger.warning("the probe of this machine %s", reason)
+        self._settle()
+
+    def _settle(self) -> None:
+        self._is_known = True
+        waiting, self._waiting = self._waiting, None
+        if waiting is not None:
+            waiting()
