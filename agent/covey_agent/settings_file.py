@@ -6,6 +6,7 @@
 import json
 import re
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 
 from covey_agent.adapters.slot_files import write_atomically
@@ -15,11 +16,16 @@ from covey_agent.settings import FILE_NAME, parse_consent
 Value = str | float | bool | list[str]
 
 
-def set_value(state_dir: Path, table: str, key: str, value: Value) -> None:
-    """Set `key` in `[table]` of the settings file, creating what is missing. Raises UsageError if the result would be no valid file."""
+def set_value(state_dir: Path, table: str, key: str, value: Value, *, also: Mapping[str, Value] | None = None) -> None:
+    """Set `key`, and the keys of `also`, in `[table]` of the settings file, creating what is missing.
+
+    Raises UsageError if the result would be no valid file; then nothing has changed.
+    """
     path = state_dir / FILE_NAME
     text = path.read_text(encoding="utf-8") if path.exists() else ""
     changed = with_value(text, table, key, value)
+    for other, content in (also or {}).items():
+        changed = with_value(changed, table, other, content)
     parse_consent(tomllib.loads(changed))
     write_atomically(path, changed.encode("utf-8"), mode=0o600)
 

@@ -1,0 +1,60 @@
+"""The `covey-agent` command: dispatches to one module a command, imported only when used, because the daemon stays small.
+
+Exit codes: see `errors.py`; every command takes `--state-dir` and `--json`.
+"""
+
+import argparse
+import os
+import sys
+from importlib import import_module
+
+from covey_agent import __version__
+from covey_agent.errors import CoveyAgentError
+
+COMMANDS = {
+    "enroll": "turn an invitation token into this device's identity",
+    "run": "run the agent in the foreground",
+    "status": "what this agent is and does",
+    "readings": "what waits on disk for the server",
+    "quarantine": "what failed here and is not tried again",
+    "ledger": "privacy charges, and epsilon recomputed from them",
+    "policy": "what this participant allows",
+    "data": "which datasets are here",
+    "config": "settings with values and meanings",
+}
+EPILOG = """exit codes: 0 done, 1 a bug, 2 wrong usage, 3 the state directory is not as needed, 4 the server refused,
+5 the server cannot be reached, 6 another agent runs on this state directory, 7 not running (status --require-running)"""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Parse, run one command, exit with its code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    options = _parse(arguments)
+    try:
+        code = int(import_module(f"covey_agent.commands.{options.command}").run(options))
+        sys.stdout.flush()
+    except CoveyAgentError as exc:
+        sys.stderr.write(f"covey-agent: {exc}\n")
+        code = exc.exit_code
+    except BrokenPipeError:  # `covey-agent readings | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    raise SystemExit(code)
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="covey-agent", description="Covey's agent for devices and partners.", epilog=EPILOG)
+    parser.add_argument("--version", action="version", version=f"covey-agent {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    named = next((word for word in arguments if not word.startswith("-")), "")
+    for name, meaning in COMMANDS.items():
+        command = commands.add_parser(name, help=meaning, description=meaning, epilog=EPILOG)
+        command.add_argument("--state-dir", help="default: $COVEY_AGENT_STATE_DIR or /var/lib/covey-agent")
+        command.add_argument("--json", action="store_true", help="print JSON")
+        if name == named:
+            import_module(f"covey_agent.commands.{name}").add_arguments(command)
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    main()
