@@ -7,13 +7,10 @@ edge with the fleet's CA and this participant's own key; answer rounds until the
 run has ended). The agent's policy allowed the digest and the data set before this child was started, and allows each round.
 """
 
-import ctypes
 import logging
-import os
 import queue
 import sys
 import threading
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -21,20 +18,13 @@ from covey_agent.core.jobs import AskRound, RoundDecision, RoundTrained, TrainEn
 from covey_agent.workers.errors import RefusedError, WorkerError
 from covey_agent.workers.lines import Lines
 from covey_agent.workers.link import BulkLink
+from covey_agent.workers.training.process import prepare
 from covey_agent.workers.trust import TrustedMetadata
 from covey_contract.codec import decode
 from covey_contract.messages import InviteToRun, Signed
 
 logger = logging.getLogger(__name__)
 
-# Flower reads these when it is imported. Nothing of a participant goes anywhere but to its own fleet.
-FLOWER_ENVIRONMENT: Mapping[str, str] = {
-    "FLWR_TELEMETRY_ENABLED": "0",
-    "FLWR_DISABLE_UPDATE_CHECK": "1",
-    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-    "OMP_NUM_THREADS": "1",
-}
-_M_MMAP_THRESHOLD = -3
 _RECENT_ROUNDS = "training"
 
 
@@ -70,8 +60,7 @@ class Agent:
 
 def main() -> None:
     """Run one job."""
-    os.environ.update(FLOWER_ENVIRONMENT)
-    _return_memory()
+    prepare()
     lines = Lines.take_over()
     job = lines.read_job(TrainJob)
     stop = threading.Event()
@@ -126,12 +115,6 @@ def _serve(job: TrainJob, invitation: InviteToRun, code: bytes, *, agent: Agent,
     with FleetLink.join(job.fleet_api, ca=Path(job.broker.ca_file).read_bytes(), key=key) as link:
         lines.emit(TrainReady(node=link.node_id))
         serve(link, handle=lambda message: answer_message(message, trainer), stop=stop)
-
-
-def _return_memory() -> None:
-    """Have freed arrays go back to the system at once: samples differ in size, and the heap would grow from round to round."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 4 * 1024 * 1024)
 
 
 if __name__ == "__main__":

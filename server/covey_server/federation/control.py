@@ -81,6 +81,10 @@ class SuperLinkControl:
             app_dir=Path(__file__).parent / "flower_app",
         )
 
+    def close(self) -> None:
+        """Close the connection; a SuperLink waits half a minute for it when it stops."""
+        self._client.close()
+
     def admit(self, public_key: str, *, name: str) -> str:
         """Register a key, or find the node that it is registered for."""
         from flwr.proto.control_pb2 import ListNodesRequest, RegisterNodeRequest  # noqa: PLC0415 - see __init__

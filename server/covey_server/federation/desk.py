@@ -21,7 +21,6 @@ from covey_server.federation.models import (
     Round,
     RunParticipant,
     RunState,
-    Task,
 )
 from covey_server.federation.rules import Member, describe_shortage
 from covey_server.federation.weights import State, from_checkpoint, to_checkpoint
@@ -61,9 +60,7 @@ class Desk:
         """The terms of a run that this Flower run shall drive. Raises ConflictError if it is not this one's."""
         with self.db.read() as session:
             run = service.get_run(session, run_id)
-            task = session.get(Task, run.task_id)
-            if task is None:
-                raise NotFoundError("task", run.task_id)
+            task = service.task_of(session, run)
             if run.state is not RunState.RUNNING:
                 raise ConflictError(f"run {run_id} is {run.state}, not running")
             return RunTerms(

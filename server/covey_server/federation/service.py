@@ -159,9 +159,7 @@ def start_run(
     run = get_run(session, run_id)
     if run.state is not RunState.PLANNED:
         raise ConflictError(f"run {run_id} is {run.state.value}; only a planned run can be started")
-    task = session.get(Task, run.task_id)
-    if task is None:
-        raise NotFoundError("task", run.task_id)
+    task = task_of(session, run)
     expires_at = now + invite_timeout + (run.rounds_total + 1) * round_timeout
     for member in participants_of(session, run_id):
         invitation = InviteToRun(
@@ -247,6 +245,14 @@ def get_run(session: Session, run_id: str) -> Run:
     if run is None:
         raise NotFoundError("run", run_id)
     return run
+
+
+def task_of(session: Session, run: Run) -> Task:
+    """The task that a run executes. Raises NotFoundError."""
+    task = session.get(Task, run.task_id)
+    if task is None:
+        raise NotFoundError("task", run.task_id)
+    return task
 
 
 def list_runs(session: Session, *, before: tuple[datetime, str] | None = None, limit: int = 100) -> list[Run]:

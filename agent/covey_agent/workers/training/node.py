@@ -53,10 +53,10 @@ T = TypeVar("T")
 
 _HEARTBEAT_S = 10.0  # the least that the SuperLink accepts; it waits for two
 _BEAT_EVERY_S = 4.0
-_POLL_S = 0.3
+_POLL_S = 0.4
 _JOIN_PATIENCE_S = 90.0  # longer than stock heartbeats (2 x 30 s), should another program have used this key before
 _AWAY_PATIENCE_S = 600.0  # how long a server may be away in the middle of a run
-_RETRY_S = (0.5, 1.0, 2.0, 4.0, 8.0)
+_RETRY_S = (0.5, 1.0, 2.0, 3.0)
 
 
 class FleetLink:
