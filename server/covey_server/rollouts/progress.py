@@ -1,7 +1,7 @@
 """How a rollout goes on by itself: by what devices report, and by the worker's tick when they report nothing."""
 
 from collections.abc import Iterable
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from sqlmodel import Session, and_, col, or_, select
 
@@ -123,7 +123,11 @@ def _note_way_back(part: RolloutDevice, report: DeploymentReport, now: datetime)
 
 
 def _give_up_on_silent(session: Session, rollout: Rollout, now: datetime) -> None:
-    query = select(RolloutDevice).where(RolloutDevice.rollout_id == rollout.id, col(RolloutDevice.state).in_(_WORKING_STATES))
+    query = select(RolloutDevice).where(
+        RolloutDevice.rollout_id == rollout.id,
+        col(RolloutDevice.state).in_(_WORKING_STATES),
+        col(RolloutDevice.progressed_at) < now - timedelta(seconds=rollout.deadline_s),
+    )
     for part in session.exec(query):
         since = part.progressed_at or part.sent_at or rollout.created_at
         if is_overdue(
