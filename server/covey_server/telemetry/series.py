@@ -116,7 +116,7 @@ def summarize_fleet(session: Session, *, since: datetime, until: datetime) -> Fl
         for priority, count in counts.items():
             lost[priority] = lost.get(priority, 0) + count
     window = (col(ReadingRow.at) >= since, col(ReadingRow.at) < until)
-    by_kind = dict(session.execute(select(ReadingRow.kind, func.count()).where(*window).group_by(ReadingRow.kind)).tuples().all())
+    by_kind = dict(session.exec(select(ReadingRow.kind, func.count()).where(*window).group_by(ReadingRow.kind)).all())
     requests, errors = (_total(session, name, *window) for name in ("requests", "errors"))
     p50 = session.execute(
         select(func.avg(_number(session, "p50_ms"))).where(ReadingRow.kind == "infer", *window, _is_number(session, "p50_ms"))
