@@ -3,16 +3,15 @@
 from sqlmodel import Session
 
 from covey_contract.ids import DeviceId
-from covey_contract.topics import Channel
-from covey_server.mqtt.router import Router
+from covey_server.mqtt.router import Handler
 from covey_server.parts import Parts
 from covey_server.releases.delivery import Delivery, Want
 
 
-def register(router: Router, delivery: Delivery) -> None:
-    """Let `delivery` answer what devices want."""
+def want_handler(delivery: Delivery) -> Handler:
+    """The handler for Channel.WANT."""
 
     def on_want(_parts: Parts, _session: Session, device: DeviceId, want: Want) -> None:
         delivery.accept(device, want)
 
-    router.register(Channel.WANT, on_want)
+    return on_want
