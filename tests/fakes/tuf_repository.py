@@ -12,6 +12,7 @@ import base64
 import hashlib
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -120,7 +121,7 @@ class TufRepository:
         return MetadataPart(id=want_id, part=part, parts=parts, data=data[start : start + METADATA_PART_BYTES])
 
     def _sign(self, role: str, content: Root | Timestamp | Snapshot | Targets) -> bytes:
-        metadata = Metadata(content)
+        metadata: Metadata[Any] = Metadata(content)
         metadata.sign(self._signers[role])
         return metadata.to_bytes()
 

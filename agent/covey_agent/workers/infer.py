@@ -50,6 +50,7 @@ def main() -> None:
     lines.emit(InferReady(load_ms=(time.perf_counter() - start) * 1000))
     threading.Thread(target=_report, args=(lines, window, job.window_s), name="window", daemon=True).start()
     obey(lines, server)
+    server.close()
     lines.emit(window.take())
 
 

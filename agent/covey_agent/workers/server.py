@@ -52,6 +52,8 @@ class Server:
         self._settings = settings or ServerSettings()
         self._paused = paused
         self._paused_at = time.monotonic()
+        self._closed = False
+        self._acceptor: threading.Thread | None = None
         self._sessions: set[_Session] = set()
         self._changed = threading.Condition()
         self._wake_out, self._wake_in = socket.socketpair()
@@ -63,7 +65,8 @@ class Server:
     def start(self) -> None:
         """Begin accepting, unless paused."""
         threading.stack_size(_STACK_BYTES)
-        threading.Thread(target=self._accept_for_ever, name="accept", daemon=True).start()
+        self._acceptor = threading.Thread(target=self._accept_until_closed, name="accept", daemon=True)
+        self._acceptor.start()
 
     def pause(self) -> None:
         """Stop accepting and make clients move on."""
@@ -84,22 +87,39 @@ class Server:
         with self._changed:
             return self._changed.wait_for(lambda: not self._sessions, timeout_s)
 
-    def _accept_for_ever(self) -> None:
-        while True:
+    def close(self) -> None:
+        """End the acceptor and close this worker's descriptors; the sockets live on in the agent and the other worker."""
+        self._closed = True
+        self._wake()
+        if self._acceptor is not None:
+            self._acceptor.join()
+        for sock in (self._wake_in, self._wake_out, *(listener.sock for listener in self._listeners)):
+            sock.close()
+
+    def _accept_until_closed(self) -> None:
+        somebody_waits = False  # at the limit, and a connection is waiting in the kernel
+        while not self._closed:
+            has_room = self._has_room()
+            somebody_waits = somebody_waits and not has_room
+            if somebody_waits:
+                self._end_longest_idle()  # the same one again, as long as it has not gone
             poll = select.poll()
             poll.register(self._wake_out, select.POLLIN)
-            by_descriptor = {listener.sock.fileno(): listener for listener in self._listeners} if self._has_room() else {}
-            for descriptor in by_descriptor:
+            # At the limit one look at the listeners is enough: they would stay readable, and polling them would spin.
+            watched = {} if self._paused or somebody_waits else {listener.sock.fileno(): listener for listener in self._listeners}
+            for descriptor in watched:
                 poll.register(descriptor, select.POLLIN)
-            for descriptor, _ in poll.poll(self._close_idle()):
-                if descriptor in by_descriptor:
-                    self._accept(by_descriptor[descriptor])
-                else:
+            for descriptor, _ in poll.poll(self._end_after_grace()):
+                if descriptor not in watched:
                     self._wake_out.recv(4096)
+                elif has_room:
+                    self._accept(watched[descriptor])
+                else:
+                    somebody_waits = True
 
     def _has_room(self) -> bool:
         with self._changed:
-            return not self._paused and len(self._sessions) < self._settings.max_connections
+            return not self._paused and not self._is_full()
 
     def _accept(self, listener: Listener) -> None:
         if not self._has_room():
@@ -126,36 +146,47 @@ class Server:
                 self._sessions.discard(session)
             sock.close()
 
-    def _close_idle(self) -> float | None:
-        """Close what need not stay open; return for how many milliseconds the acceptor may sleep."""
-        with self._changed:
-            idle = sorted((session for session in self._sessions if session.idle_since is not None), key=lambda s: s.idle_since or 0.0)
-            if self._paused:
-                left = self._paused_at + self._settings.grace_s - time.monotonic()
-                if left > 0:
-                    return left * 1000 + 1
-                for session in idle:
-                    session.end()
-            elif idle and len(self._sessions) >= self._settings.max_connections:
-                idle[0].end()
+    def _end_after_grace(self) -> float | None:
+        """When paused: end the idle connections once the grace is over; return for how many milliseconds the acceptor may sleep."""
+        if not self._paused:
             return None
+        left = self._paused_at + self._settings.grace_s - time.monotonic()
+        if left > 0:
+            return left * 1000 + 1
+        for session in self._idle():
+            session.end()
+        return None
+
+    def _end_longest_idle(self) -> None:
+        for session in self._idle()[:1]:
+            session.end()
+
+    def _idle(self) -> list["_Session"]:
+        """The longest idle first."""
+        with self._changed:
+            since = {session: session.idle_since for session in self._sessions}
+        return [session for session, _ in sorted(((s, at) for s, at in since.items() if at is not None), key=lambda pair: pair[1])]
 
     def _serve(self, session: "_Session", token: str) -> None:
         wire = Wire(session.sock)
         try:
             while self._wait(session, wire) and self._answer(wire, token):
                 session.idle_since = time.monotonic()
-                if self._paused:
+                if self._paused or self._is_full():
                     self._wake()
         except (OSError, ValueError) as exc:  # the peer's doing: gone, or too slow
             logger.debug("a connection ended: %s", exc)
         finally:
             session.sock.close()
             with self._changed:
+                was_full = self._is_full()
                 self._sessions.discard(session)
                 self._changed.notify_all()
-            if len(self._sessions) == self._settings.max_connections - 1:
+            if was_full:
                 self._wake()
+
+    def _is_full(self) -> bool:
+        return len(self._sessions) >= self._settings.max_connections
 
     def _wait(self, session: "_Session", wire: Wire) -> bool:
         while True:
@@ -165,7 +196,8 @@ class Server:
                 if time.monotonic() - (session.idle_since or 0.0) > self._settings.idle_s:
                     return False
             else:
-                session.idle_since = None
+                if begun:
+                    session.idle_since = None
                 return begun
 
     def _answer(self, wire: Wire, token: str) -> bool:
@@ -185,7 +217,7 @@ class Server:
         return not close
 
     def _wake(self) -> None:
-        with suppress(BlockingIOError):
+        with suppress(OSError):  # enough wakes are on their way, or the server is closed
             self._wake_in.send(b"x")
 
 

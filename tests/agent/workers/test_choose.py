@@ -3,13 +3,13 @@
 import msgspec
 import numpy as np
 import pytest
+from tests.fakes.tiny_releases import make_release, make_variant
 
 from covey_agent.workers.choose import choose_variant, find_obstacle
 from covey_agent.workers.errors import RefusedError
 from covey_contract.limits import MAX_REASON_CHARS
 from covey_contract.messages import Capabilities
 from covey_contract.release import Needs, Quality, Release, Runtime, Variant
-from tests.fakes.tiny_releases import make_release, make_variant
 
 BOTH = Capabilities(arch="aarch64", cpu_flags=["asimd", "asimddp"], memory=1 << 30, runtimes={"onnxruntime": "1.31.1", "litert": "2.3.0"})
 ONNX_ONLY = msgspec.structs.replace(BOTH, runtimes={"onnxruntime": "1.31.1"})

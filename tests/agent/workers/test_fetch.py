@@ -6,6 +6,8 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from tests.fakes.chunk_server import ChunkServer
+from tests.fakes.tiny_releases import make_variant
 
 from covey_agent.core.jobs import FetchProgress
 from covey_agent.workers.errors import NetworkError, RefusedError, UntrustedError
@@ -14,8 +16,6 @@ from covey_agent.workers.partial import PartialArtifact
 from covey_contract.limits import CHUNK_BYTES, GROUP_CHUNKS
 from covey_contract.messages import Chunk
 from covey_contract.release import Variant
-from tests.fakes.chunk_server import ChunkServer
-from tests.fakes.tiny_releases import make_variant
 
 DATA = random.Random(1).randbytes(CHUNK_BYTES * (GROUP_CHUNKS + 2) + 100)  # two groups; the last chunk is short
 VARIANT = make_variant(DATA)

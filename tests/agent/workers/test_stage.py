@@ -1,18 +1,18 @@
 """A slot is the old one, empty, or the whole new one at every instant; shown by dying at every file operation in turn."""
 
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.fakes.tiny_releases import fill_slot, make_release, make_variant
 
-from covey_agent.workers import stage
 from covey_agent.workers.errors import ModelError
 from covey_agent.workers.slotmodel import read_slot
 from covey_agent.workers.stage import SlotFile, holds, stage_slot
 from covey_contract.codec import digest_of, encode
 from covey_contract.release import Release
-from tests.fakes.tiny_releases import fill_slot, make_release, make_variant
 
 OPERATIONS = 18  # more than staging has; a test below says so if that changes
 OLD, NEW = b"the old model", b"the new model"
@@ -81,7 +81,7 @@ def count_operations(monkeypatch: pytest.MonkeyPatch, die_at: int) -> list[str]:
         (Path, "write_bytes"),
         (Path, "hardlink_to"),
         (os, "fsync"),
-        (stage.shutil, "rmtree"),
+        (shutil, "rmtree"),
     ):
         counted(owner, name)
     return done
