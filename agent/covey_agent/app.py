@@ -13,6 +13,7 @@ import random
 import secrets
 import signal
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
@@ -48,7 +49,7 @@ from covey_agent.daemon.verifying import Verifier
 from covey_agent.daemon.watch import Watch
 from covey_agent.errors import StoreError
 from covey_agent.identity import Identity, load_identity
-from covey_agent.inbox import ActionDue, BrokerConnected, BrokerLost, ChildEnded, ChildSpoke, InboxEvent, MessageArrived, StopAsked
+from covey_agent.inbox import ActionDue, BrokerConnected, BrokerLost, ChildEnded, ChildSpoke, InboxEvent, MessageArrived, Post, StopAsked
 from covey_agent.ports import Broker, Children, Clock, Sockets
 from covey_agent.settings import Settings, load_consent, load_settings
 from covey_contract.ids import DeviceId
@@ -59,6 +60,15 @@ logger = logging.getLogger(__name__)
 KEY_TIME = "time"  # the floor of the clock
 TIME_INTERVAL_S = 3600.0
 DRAIN_GRACE_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Outside:
+    """What lies outside the process, for tests that bring their own."""
+
+    broker: Broker
+    children: Callable[[Post], Children]
+    clock: Clock
 
 
 def run_agent(state_dir: Path, environment: Mapping[str, str]) -> None:
@@ -86,15 +96,16 @@ def build_agent(
     *,
     database: Database,
     sockets: Sockets,
-    children: Callable[[Callable[[InboxEvent], None]], Children] = ProcessChildren,
+    outside: Outside | None = None,
 ) -> "Agent":
-    """Wire everything; nothing starts yet."""
+    """Wire everything; nothing starts yet. `outside` takes the place of the real broker, children and clock."""
     inbox: queue.SimpleQueue[InboxEvent] = queue.SimpleQueue()
     store = SqliteState(database, LedgerFile(state_dir / LEDGER_NAME))
-    clock = SystemClock(int(store.load(KEY_TIME) or b"0"))
+    clock = outside.clock if outside else SystemClock(int(store.load(KEY_TIME) or b"0"))
     timers = Timers(clock.monotonic)
     boot = secrets.token_hex(8)
-    broker = _make_broker(identity, inbox.put, clock, boot=boot)
+    broker = outside.broker if outside else _make_broker(identity, inbox.put, clock, boot=boot)
+    children = outside.children(inbox.put) if outside else ProcessChildren(inbox.put)
     kit = Kit(
         state_dir=state_dir,
         identity=identity,
@@ -104,7 +115,7 @@ def build_agent(
         clock=clock,
         random=random.random,
         store=store,
-        nursery=Nursery(children(inbox.put), timers),
+        nursery=Nursery(children, timers),
         timers=timers,
         broker=broker,
         post=inbox.put,
@@ -143,7 +154,7 @@ def _wire(hub: Hub, kit: Kit, slots: SlotFiles, *, store: SqliteState, database:
     watch.listen(hub.deployments.happened, hub.deployments.evidence_found)
 
 
-def _make_broker(identity: Identity, post: Callable[[InboxEvent], None], clock: Clock, *, boot: str) -> Broker:
+def _make_broker(identity: Identity, post: Post, clock: Clock, *, boot: str) -> Broker:
     device = DeviceId(identity.file.device)
     topic = device_topic(device, Channel.STATUS)
     return PahoBroker(
@@ -175,15 +186,32 @@ class Agent:
 
     def run(self) -> None:
         """Boot, handle events until asked to stop, say goodbye."""
-        file = self._kit.identity.file
-        logger.info("agent %s of %s (%s) starts", __version__, file.device, file.profile.value)
-        self._guard(self._boot)
+        self.boot()
         while not self._stopping:
-            self._turn()
+            self.turn(wait_s=self._kit.timers.wait_s())
         self._shut_down()
 
-    def _boot(self) -> None:
+    def boot(self) -> None:
         """Serve first; the network comes when it comes."""
+        file = self._kit.identity.file
+        logger.info("agent %s of %s (%s) starts", __version__, file.device, file.profile.value)
+        self._guard(self._begin)
+
+    def turn(self, *, wait_s: float | None) -> bool:
+        """Wait for an event, at most so long, and handle it and every timer that is due. False: nothing happened."""
+        happened = True
+        try:
+            event = self._inbox.get(timeout=wait_s)
+        except queue.Empty:
+            happened = False
+        else:
+            self._guard(lambda: self._handle(event))
+        while not self._stopping and (action := self._kit.timers.pop_due()) is not None:
+            self._guard(action)
+            happened = True
+        return happened
+
+    def _begin(self) -> None:
         self._keep_time()
         if self._kit.identity.file.profile is Profile.DEVICE:
             self._guard(self._hub.deployments.boot)
@@ -192,17 +220,6 @@ class Agent:
         self._hub.meter.begin()
         self._hub.orders.reconsider()
         self._hub.probing.begin()
-
-    def _turn(self) -> None:
-        """Wait for an event or the next timer; handle what came."""
-        try:
-            event = self._inbox.get(timeout=self._kit.timers.wait_s())
-        except queue.Empty:
-            pass
-        else:
-            self._guard(lambda: self._handle(event))
-        while not self._stopping and (action := self._kit.timers.pop_due()) is not None:
-            self._guard(action)
 
     def _handle(self, event: InboxEvent) -> None:
         match event:

@@ -13,15 +13,17 @@ import ssl
 import threading
 from collections.abc import Callable, Sequence
 
-from paho.mqtt.client import Client, ConnectFlags, DisconnectFlags, MQTTMessage
-from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
-from paho.mqtt.properties import Properties
-from paho.mqtt.reasoncodes import ReasonCode
-
+from covey_agent.adapters.lean_imports import without_http
 from covey_agent.core.backoff import RECONNECT, Random
 from covey_agent.core.jobs import BrokerAddress
 from covey_agent.inbox import BrokerConnected, BrokerLost, MessageArrived, Post
 from covey_contract.limits import MAX_PAYLOAD_BYTES
+
+with without_http():
+    from paho.mqtt.client import Client, ConnectFlags, DisconnectFlags, MQTTMessage
+    from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
+    from paho.mqtt.properties import Properties
+    from paho.mqtt.reasoncodes import ReasonCode
 
 logger = logging.getLogger(__name__)
 KEEPALIVE_S = 60
