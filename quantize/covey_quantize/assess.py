@@ -1,5 +1,6 @@
 """Second half of the pipeline: measure every file that was made and decide which may be shipped."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,7 +58,7 @@ def time_all(assessed: list[Assessed], inputs: Path, *, limits: Limits) -> dict[
     return {made.plan.name: latency for made, latency in zip(alive, latencies, strict=True)}
 
 
-def report_variant(entry: Assessed, reference: Reference, bounds: judge.Bounds, *, latency_ms: float) -> VariantReport:
+def report_variant(entry: Assessed, reference: Reference, bounds: judge.Bounds, *, latency_ms: float | None) -> VariantReport:
     """The verdict about one file, with everything a release needs to know."""
     made, plan = entry.made, entry.made.plan
     data = made.path.read_bytes()
@@ -72,13 +73,13 @@ def report_variant(entry: Assessed, reference: Reference, bounds: judge.Bounds, 
         length=len(data),
         input=_NOTHING,
         output=_NOTHING,
-        accuracy=0.0,
-        accuracy_drop=judge.share_right(reference.outputs, reference.classes),
-        relative_error=0.0,
-        latency_ms=round(latency_ms, 4),
+        accuracy=None,
+        accuracy_drop=None,
+        relative_error=None,
+        latency_ms=None if latency_ms is None else round(latency_ms, 4),
         memory=0,
         size_ratio=round(made.float_length / len(data), 3),
-        golden_error=0.0,
+        golden_error=None,
         golden_tolerance=judge.GOLDEN_FLOOR[plan.precision],
         accepted=False,
         reason=entry.failure,
@@ -114,9 +115,9 @@ def _golden_error(got: Measured, reference: Reference) -> float:
     return max(one_by_one, judge.relative_error(got.together, expected)) if len(got.together) else one_by_one
 
 
-def _finite(error: float) -> float:
-    """JSON has no infinity; -1 stands for an error that could not be computed."""
-    return error if error != float("inf") else -1.0
+def _finite(error: float) -> float | None:
+    """JSON has no infinity."""
+    return error if math.isfinite(error) else None
 
 
 def _min_version(made: Made) -> str:

@@ -140,9 +140,13 @@ def _cells(variant: VariantReport) -> list[str]:
         variant.name,
         f"{variant.length:,}",
         f"{variant.size_ratio:.2f}x",
-        f"{variant.accuracy:.4f}",
-        f"{variant.relative_error:.2g}",
-        f"{variant.latency_ms:.3f}",
+        _number(variant.accuracy, ".4f"),
+        _number(variant.relative_error, ".2g"),
+        _number(variant.latency_ms, ".3f"),
         f"{variant.memory / 2**20:.0f}",
         "[green]accepted[/]" if variant.accepted else "[red]refused[/]",
     ]
+
+
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)

@@ -1,6 +1,5 @@
 """Calibration and held-out data: .npz files, checked completely before anything expensive starts."""
 
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from covey_quantize.errors import DatasetError
+from covey_quantize.errors import DatasetError, translate
 
 Floats = NDArray[np.float32]
 _MIN_TO_SPLIT = 16  # fewer samples are used for both purposes rather than halved
@@ -71,15 +70,15 @@ def check_sample_shape(samples: Samples, expected: list[int], *, what: str) -> N
 
 
 def _read(path: Path, what: str) -> dict[str, NDArray[Any]]:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            if not isinstance(file, np.lib.npyio.NpzFile):
-                raise DatasetError(f"{what} {path}: expected an .npz archive with x and y, got a single array")
-            return {name: file[name] for name in file.files}
-    except FileNotFoundError as exc:
-        raise DatasetError(f"{what} {path}: no such file") from exc
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as exc:  # ValueError: not numpy's, or pickled objects
-        raise DatasetError(f"{what} {path}: expected an .npz archive of plain arrays: {exc}") from exc
+    if not path.is_file():
+        raise DatasetError(f"{what} {path}: no such file")
+    # The file is opened here, because numpy forgets to close one that it cannot read.
+    with translate(DatasetError, f"{what} {path}: expected an .npz archive of plain arrays"), path.open("rb") as file:
+        loaded = np.load(file, allow_pickle=False)
+        if not isinstance(loaded, np.lib.npyio.NpzFile):
+            raise DatasetError(f"{what} {path}: expected an .npz archive with x and y, got a single array")
+        with loaded:
+            return {name: loaded[name] for name in loaded.files}
 
 
 def _checked_classes(y: NDArray[Any] | None, count: int, where: str) -> NDArray[np.int64] | None:

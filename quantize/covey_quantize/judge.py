@@ -13,10 +13,11 @@ Floats = NDArray[np.float32]
 
 EXPORT_RELATIVE_ERROR = 1e-3  # a float32 export that differs more is a wrong export; good ones are at 1e-6
 # A device's kernels sum in another order and saturate elsewhere than this machine's, so goldens get head-room over the error
-# that was measured here, and a floor where that error is tiny. The ceiling still catches permuted classes (error about 1.4).
+# that was measured here, and a floor where that error is tiny. The ceiling still catches permuted classes: an error of about 1.4
+# for centred outputs, and as little as 0.5 where all outputs share an offset.
 GOLDEN_HEADROOM = 4.0
 GOLDEN_FLOOR = {"float32": 1e-3, "float16": 1e-2, "int8": 5e-2}
-GOLDEN_CEILING = 0.5
+GOLDEN_CEILING = 0.3
 
 
 @dataclass(frozen=True, slots=True)

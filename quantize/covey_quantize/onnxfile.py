@@ -42,7 +42,11 @@ def read_onnx(path: Path) -> Any:
 
 
 def write_clean(model: Any, path: Path) -> None:
-    """Save without names of source files, stack traces and documentation: smaller, private, the same on every machine."""
+    """Save without names of source files, stack traces, documentation and inferred shapes.
+
+    Smaller, private, the same on every machine; and quantizers fail on shapes that an exporter left for weights, which every
+    runtime infers for itself anyway.
+    """
     cleaned = onnx.ModelProto()
     cleaned.CopyFrom(model)
     cleaned.doc_string = ""
@@ -51,7 +55,8 @@ def write_clean(model: Any, path: Path) -> None:
     holders: list[Any] = list(cleaned.functions)
     while graphs:
         graph = graphs.pop()
-        holders += [graph, *graph.input, *graph.output, *graph.value_info, *graph.initializer]
+        del graph.value_info[:]
+        holders += [graph, *graph.input, *graph.output, *graph.initializer]
         for node in graph.node:
             holders.append(node)
             graphs += [attribute.g for attribute in node.attribute if attribute.HasField("g")]

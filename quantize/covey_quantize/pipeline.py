@@ -127,7 +127,7 @@ def _measured(
         latencies = {}
         notes.append(f"latency is unknown: {exc}")
     bounds = judge.Bounds(request.max_accuracy_drop, request.max_relative_error)
-    reports = [assess.report_variant(entry, reference, bounds, latency_ms=latencies.get(entry.made.plan.name, 0.0)) for entry in assessed]
+    reports = [assess.report_variant(entry, reference, bounds, latency_ms=latencies.get(entry.made.plan.name)) for entry in assessed]
     return reports, notes
 
 

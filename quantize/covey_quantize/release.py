@@ -10,7 +10,7 @@ from covey_quantize.report import QuantizeReport, VariantReport
 
 
 def to_release_variants(report: QuantizeReport, directory: Path) -> list[Variant]:
-    """The accepted variants as a manifest holds them, best first: smallest file first.
+    """The accepted variants as a manifest holds them, the smallest file first.
 
     Args:
         directory: where the pipeline wrote its files.
@@ -53,11 +53,17 @@ def _to_variant(variant: VariantReport, data: bytes, samples: int) -> Variant:
         input=variant.input,
         output=variant.output,
         golden_tolerance=variant.golden_tolerance,
-        quality=Quality(
-            accuracy=variant.accuracy,
-            accuracy_drop=variant.accuracy_drop,
-            relative_error=variant.relative_error,
-            latency_ms=variant.latency_ms,
-            samples=samples,
-        ),
+        quality=_quality(variant, samples),
+    )
+
+
+def _quality(variant: VariantReport, samples: int) -> Quality | None:
+    if variant.accuracy is None or variant.accuracy_drop is None or variant.relative_error is None:
+        return None
+    return Quality(
+        accuracy=variant.accuracy,
+        accuracy_drop=variant.accuracy_drop,
+        relative_error=variant.relative_error,
+        latency_ms=variant.latency_ms or 0.0,
+        samples=samples,
     )

@@ -25,7 +25,10 @@ class ModelKind(Enum):
 
 
 class VariantReport(Struct, frozen=True):
-    """One artifact, as measured against the float model on the held-out samples."""
+    """One artifact, as measured against the float model on the held-out samples; None: it could not be measured.
+
+    An accepted variant has been measured in everything but, rarely, latency.
+    """
 
     name: str
     precision: str  # float32, float16, int8
@@ -37,13 +40,13 @@ class VariantReport(Struct, frozen=True):
     length: int  # bytes
     input: TensorSpec
     output: TensorSpec
-    accuracy: float  # see QuantizeReport.accuracy_is
-    accuracy_drop: float  # the float model's minus this one's
-    relative_error: float  # ||variant - float|| / ||float||
-    latency_ms: float  # median CPU time, batch 1, one thread, variants interleaved
+    accuracy: float | None  # see QuantizeReport.accuracy_is
+    accuracy_drop: float | None  # the float model's minus this one's
+    relative_error: float | None  # ||variant - float|| / ||float||
+    latency_ms: float | None  # median CPU time, batch 1, one thread, variants interleaved
     memory: int  # peak resident bytes of a process that runs nothing else
     size_ratio: float  # float32 file of the same runtime / this file
-    golden_error: float  # relative error on the golden inputs, the worse of one by one and all at once
+    golden_error: float | None  # relative error on the golden inputs, the worse of one by one and all at once
     golden_tolerance: float  # what a device allows
     accepted: bool
     reason: str = ""  # why it was refused

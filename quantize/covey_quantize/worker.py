@@ -3,7 +3,8 @@
     echo '{"model": "model.pt2", "calibration": "data.npz", "out": "release"}' | python -m covey_quantize.worker
 
 Lines carry "type": "progress", then "finished" or "failed". The exit code is 0 for "finished", else the error's. The caller may
-kill it at any time: the output directory is untouched until the end, and its own children die with it.
+kill it at any time: the output directory is untouched until the end, and its own children die with it. On Linux it ends when
+the thread that started it ends, so that thread must wait for it.
 """
 
 import sys
