@@ -1,6 +1,7 @@
 """What a model's outputs mean: labels, confidence, and whether the model still reacts to its input at all."""
 
 import numpy as np
+from numpy.typing import NDArray
 
 from covey_agent.workers.runtimes.engine import Floats
 
@@ -35,19 +36,20 @@ class ConstantRun:
 
     def see(self, inputs: Floats, outputs: Floats) -> int:
         """Take in one batch in order; return the longest run within it."""
-        longest = 0
-        same = np.zeros(len(outputs), dtype=bool)
         flat = outputs.reshape(len(outputs), -1)
-        same[1:] = (flat[1:] == flat[:-1]).all(axis=1)
+        same = np.empty(len(flat), dtype=bool)
         same[0] = flat[0].tobytes() == self._output
-        # A model that lives is handled without looking at a single input.
-        for index in np.flatnonzero(same).tolist() if same.any() else ():
-            if not same[index - 1] and index > 0:
-                self.length = 0
-            before = self._input if index == 0 else inputs[index - 1].tobytes()
-            self.length += inputs[index].tobytes() != before
-            longest = max(longest, self.length)
-        if not same[-1]:
-            self.length = 0
+        same[1:] = (flat[1:] == flat[:-1]).all(axis=1)
+        run = self._run_lengths(same, inputs) if same.any() else np.zeros(1, np.int64)  # a living model costs no look at its inputs
+        self.length = int(run[-1])
         self._input, self._output = inputs[-1].tobytes(), flat[-1].tobytes()
-        return longest
+        return int(run.max())
+
+    def _run_lengths(self, same: NDArray[np.bool_], inputs: Floats) -> NDArray[np.int64]:
+        """The length of the run at each sample: since the last sample with another output, how many inputs differed from the one before."""
+        flat = inputs.reshape(len(inputs), -1)
+        different = np.empty(len(flat), dtype=bool)
+        different[0] = flat[0].tobytes() != self._input
+        different[1:] = (flat[1:] != flat[:-1]).any(axis=1)
+        counted = self.length + np.cumsum(same & different)
+        return counted - np.maximum.accumulate(np.where(same, 0, counted))

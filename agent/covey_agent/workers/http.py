@@ -15,8 +15,8 @@ import msgspec
 MAX_HEAD_BYTES = 16 * 1024
 _READ_BYTES = 64 * 1024
 _REQUEST_TIME_S = 30.0  # from a request's first byte to its last
-_LINGER_S = 1.0
-_LINGER_BYTES = 1024 * 1024
+_LINGER_S = 2.0
+_LINGER_BYTES = 32 * 1024 * 1024  # what a refused body may still hold: many clients read an answer only after sending everything
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,8 +114,8 @@ class Wire:
         """Close such that the peer can read the response even if it is still sending: closing with unread bytes would reset it."""
         self._sock.shutdown(socket.SHUT_WR)
         self._sock.settimeout(_LINGER_S)
-        left = _LINGER_BYTES
-        while left > 0 and (data := self._sock.recv(_READ_BYTES)):
+        left, deadline = _LINGER_BYTES, time.monotonic() + _LINGER_S
+        while left > 0 and time.monotonic() < deadline and (data := self._sock.recv(_READ_BYTES)):
             left -= len(data)
 
     def _receive(self, size: int) -> bytes:

@@ -52,6 +52,11 @@ class ServedModel:
         """Of one input."""
         return self._model.sample_shape
 
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for the model or have it."""
+        return self._waiting
+
     def infer(self, batch: Floats) -> Answer:
         """Answer one request. Raises HttpProblemError: 503 when too many wait, 500 by the model's fault."""
         with self._turn():

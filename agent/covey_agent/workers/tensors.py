@@ -15,6 +15,7 @@ from covey_agent.workers.runtimes.engine import Floats
 RAW = "application/octet-stream"
 SHAPE_HEADER = "x-covey-shape"
 _MAX_RANK = 8
+MAX_SAMPLES = 4096  # in one request: it bounds the answer, too
 
 
 class InferRequest(msgspec.Struct, forbid_unknown_fields=True):
@@ -62,6 +63,8 @@ def to_batch(array: Floats, sample_shape: tuple[int, ...]) -> tuple[Floats, bool
         raise _wrong_input(f"wrong shape {list(array.shape)}", sample_shape, {"shape": list(array.shape), "dtype": "float32"})
     if array.size == 0:
         raise _wrong_input("an empty batch has no answer", sample_shape, {"shape": list(array.shape), "dtype": "float32"})
+    if not single and len(array) > MAX_SAMPLES:
+        raise _wrong_input(f"{len(array)} samples, at most {MAX_SAMPLES} in one request", sample_shape, {"shape": list(array.shape)})
     # NaN would come out as NaN, and the model would be blamed for it.
     if not np.isfinite(array).all():
         raise _wrong_input("inputs hold NaN or infinity", sample_shape, {"shape": list(array.shape), "dtype": "float32"})

@@ -1,6 +1,7 @@
 """What outputs mean, what a window says, and when a model is constant."""
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -68,6 +69,23 @@ def test_within_a_batch_the_longest_run_counts_and_its_end_carries_on() -> None:
     assert run_of(([1, 2, 3, 4], [5, 5, 5, 6]), ([5], [6])) == [2, 1]
     assert run_of(([1, 2, 3, 4], [6, 5, 5, 5]), ([5, 6], [5, 5])) == [2, 4]
     assert run_of(([1, 2, 3, 4, 5], [7, 7, 8, 8, 8])) == [2]
+    assert run_of(([1, 1, 2, 2, 1], [7, 7, 7, 7, 7]), ([1, 2], [7, 7])) == [2, 3]
+
+
+def test_runs_agree_with_counting_one_by_one() -> None:
+    random = np.random.default_rng(5)
+    inputs, outputs = random.integers(0, 3, 400), random.integers(0, 2, 400)
+    expected, run = [], 0
+    for index in range(400):
+        same = index > 0 and outputs[index] == outputs[index - 1]
+        run = run + int(inputs[index] != inputs[index - 1]) if same else 0
+        expected.append(run)
+    cuts = [0, *sorted(random.choice(np.arange(1, 400), 60, replace=False).tolist()), 400]
+    constant = ConstantRun()
+    for start, end in pairwise(cuts):
+        batch = [array[start:end, None].astype(np.float32) for array in (inputs, outputs)]
+        assert constant.see(batch[0], batch[1]) == max(expected[start:end])
+        assert constant.length == expected[end - 1]
 
 
 # -- windows -----------------------------------------------------------------------------------------------------------

@@ -1,0 +1,272 @@
+"""The real inference worker with a real runtime: its API, its windows, its death, and changing workers under load."""
+
+import http.client
+import json
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tests.fakes.children import Child, listen_unix
+from tests.fakes.tiny_models import linear_onnx
+from tests.fakes.tiny_releases import fill_slot, make_release, make_variant
+
+from covey_agent.client import Client, ClientError, RequestError, UnavailableError
+from covey_agent.core.jobs import Drain, InferJob, InferReady, InferWindow, Pause, Resume
+from covey_agent.workers.infer import EXIT_NO_MODEL
+
+pytestmark = pytest.mark.runtime
+
+WEIGHTS = np.array([[1, 0], [0, 1]], np.float32)
+BIAS = np.zeros(2, np.float32)
+
+
+class Place:
+    """A socket as the agent owns it, and workers on it."""
+
+    def __init__(self, folder: Path, stack: ExitStack) -> None:
+        self.path = folder / "infer.sock"
+        self.sock = stack.enter_context(listen_unix(self.path))
+        self.tcp = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        self._folder = folder
+        self._stack = stack
+
+    def slot(self, name: str, *, version: int = 1, weights: Any = WEIGHTS) -> Path:
+        """A filled slot."""
+        data = linear_onnx(np.asarray(weights, np.float32), BIAS)
+        made = make_release([make_variant(data)], inputs=np.eye(2, dtype=np.float32), outputs=np.eye(2, dtype=np.float32), version=version)
+        return fill_slot(self._folder / name, made, variant="onnx-float32", data=data)
+
+    def start(self, slot_dir: Path, *, paused: bool = False, window_s: float = 60.0) -> Child:
+        """A worker, ready."""
+        job = InferJob(
+            slot_dir=str(slot_dir), slot=slot_dir.name, unix_fd=self.sock.fileno(), tcp_fd=self.tcp.fileno(), token="t", window_s=window_s,
+            paused=paused,
+        )  # fmt: skip
+        child = self._stack.enter_context(Child("infer", job, pass_fds=[self.sock.fileno(), self.tcp.fileno()]))
+        child.wait_for(InferReady)
+        return child
+
+    def client(self, *, timeout_s: float = 10.0) -> Client:
+        """For the Unix socket."""
+        return self._stack.enter_context(Client(self.path, timeout_s=timeout_s))
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Iterator[Place]:
+    with ExitStack() as stack:
+        yield Place(tmp_path, stack)
+
+
+def drained(child: Child) -> InferWindow:
+    """The window of everything so far."""
+    child.order(Drain())
+    last = child.rest()[-1]
+    assert child.process.returncode == 0
+    assert isinstance(last, InferWindow)
+    return last
+
+
+def test_the_api_in_one_life(place: Place) -> None:
+    child = place.start(place.slot("A", version=3))
+    client = place.client()
+
+    one = client.infer([0.25, 0.75])
+    assert (one.label, one.outputs, one.model, one.version, one.variant, one.slot) == ("yes", [0.25, 0.75], "tiny", 3, "onnx-float32", "A")
+    assert one.confidence == pytest.approx(0.75)
+    batch = client.infer(np.array([[0.9, 0.1], [2.0, 5.0]]))
+    assert batch.label == ["no", "yes"]
+    np.testing.assert_allclose(batch.outputs, [[0.9, 0.1], [2.0, 5.0]], rtol=1e-6)
+
+    card = client.model()
+    assert (card["labels"], card["input"], card["runtime"]) == (["no", "yes"], {"shape": [-1, 2], "dtype": "float32"}, "onnxruntime")
+    assert client.health()["status"] == "serving"
+    assert client.feedback("yes", id=one.id) == {"labelled": 1, "correct": 1}
+    assert client.feedback(["no", "no"]) == {"labelled": 2, "correct": 1}  # of the newest answer
+
+    with pytest.raises(RequestError) as wrong_shape:
+        client.infer([1.0, 2.0, 3.0])
+    assert wrong_shape.value.status == 422
+    assert wrong_shape.value.problem["expected"] == {"shape": [-1, 2], "dtype": "float32"}
+    assert wrong_shape.value.problem["got"] == {"shape": [3], "dtype": "float32"}
+    with pytest.raises(RequestError, match="no answer"):
+        client.feedback("yes", id="unknown")
+    with pytest.raises(RequestError, match="no label"):
+        client.feedback("perhaps", id=one.id)
+    client.close()
+
+    window = drained(child)
+    assert (window.requests, window.inputs, window.errors, window.rejected) == (2, 3, 0, 3)
+    assert window.classes == {"no": 1, "yes": 2}
+    assert (window.labelled, window.labelled_correct) == (3, 2)
+    assert 0 < window.p50_ms <= window.p95_ms
+
+
+def post(place: Place, path: str, body: bytes, **headers: str) -> tuple[int, dict[str, Any]]:
+    """By the standard library's client over TCP, so that ours does not mark its own work."""
+    connection = http.client.HTTPConnection("127.0.0.1", place.tcp.getsockname()[1], timeout=10)
+    connection.request("POST" if body else "GET", path, body or None, {"Authorization": "Bearer t"} | headers)
+    response = connection.getresponse()
+    answer = json.loads(response.read())
+    connection.close()
+    return response.status, answer
+
+
+def test_plain_http_over_loopback(place: Place) -> None:
+    place.start(place.slot("A"))
+    status, answer = post(place, "/v1/infer", b'{"inputs": [[0.25, 0.75], [1, 0]]}')
+    assert (status, answer["outputs"], answer["label"], answer["slot"]) == (200, [[0.25, 0.75], [1.0, 0.0]], ["yes", "no"], "A")
+    raw = np.array([0.25, 0.75], "<f4").tobytes()
+    status, answer = post(place, "/v1/infer", raw, **{"Content-Type": "application/octet-stream", "X-Covey-Shape": "2"})
+    assert (status, answer["outputs"], answer["label"]) == (200, [0.25, 0.75], "yes")
+    assert post(place, "/v1/nothing", b"{}")[0] == 404
+    assert post(place, "/v1/infer", b"")[0] == 405
+    assert post(place, "/v1/model", b"{}")[0] == 405
+    assert post(place, "/v1/infer", b"{", Authorization="Bearer wrong")[0] == 401
+    assert post(place, "/v1/infer", b"{")[0] == 400
+    assert post(place, "/v1/feedback", b'{"label": 7}')[0] == 400
+    status, answer = post(place, "/v1/infer", b" " * 5_000_000)
+    assert status == 413
+    assert "application/octet-stream" in answer["detail"]
+
+
+def test_a_window_comes_also_when_nothing_happens(place: Place) -> None:
+    child = place.start(place.slot("A"), window_s=0.05)
+    for _ in range(2):
+        assert child.wait_for(InferWindow).requests == 0
+
+
+def test_a_constant_model_shows_in_the_window(place: Place) -> None:
+    child = place.start(place.slot("A", weights=[[0, 0], [0, 0]]))
+    client = place.client()
+    for index in range(11):
+        client.infer([float(index), 1.0])
+    client.close()
+    assert drained(child).constant_run == 10
+
+
+def test_a_model_that_answers_infinity_is_an_error_of_the_model(place: Place) -> None:
+    child = place.start(place.slot("A", weights=[[3e38, 0], [0, 1]]))
+    client = place.client()
+    with pytest.raises(RequestError, match="infinity"):
+        client.infer([1e3, 0.0])
+    client.close()
+    window = drained(child)
+    assert (window.requests, window.errors, window.nonfinite, window.rejected) == (1, 1, 1, 0)
+
+
+def test_a_slot_that_cannot_be_served_ends_the_worker_with_a_code(place: Place) -> None:
+    slot_dir = place.slot("A")
+    (slot_dir / "model.onnx").unlink()
+    job = InferJob(slot_dir=str(slot_dir), slot="A", unix_fd=place.sock.fileno())
+    with Child("infer", job, pass_fds=[place.sock.fileno()]) as child:
+        assert child.rest() == []
+        assert child.process.returncode == EXIT_NO_MODEL
+
+
+def test_the_end_of_standard_input_drains(place: Place) -> None:
+    child = place.start(place.slot("A"))
+    assert child.process.stdin
+    child.process.stdin.close()
+    child.rest()
+    assert child.process.returncode == 0
+
+
+# -- changing workers --------------------------------------------------------------------------------------------------
+
+
+class Load:
+    """Applications that ask without pause; every request must be answered."""
+
+    def __init__(self, place: Place, *, applications: int = 3) -> None:
+        self.versions: list[int] = []
+        self.failures: list[str] = []
+        self._stop = threading.Event()
+        self._threads = [threading.Thread(target=self._ask, args=(place.path,)) for _ in range(applications)]
+        for thread in self._threads:
+            thread.start()
+
+    def _ask(self, path: Path) -> None:
+        with Client(path, timeout_s=10.0) as client:
+            while not self._stop.is_set():
+                try:
+                    self.versions.append(client.infer([0.1, 0.9]).version)
+                except ClientError as exc:
+                    self.failures.append(repr(exc))
+
+    def wait_for(self, version: int, *, count: int = 20) -> None:
+        """Until the newest answers are all by this version."""
+        deadline = time.monotonic() + 20
+        while self.versions[-count:] != [version] * count:
+            assert time.monotonic() < deadline, f"no {count} answers in a row by version {version}: {self.failures[:3]}"
+            time.sleep(0.005)
+
+    def end(self) -> None:
+        """Stop, and require that nothing failed."""
+        self._stop.set()
+        for thread in self._threads:
+            thread.join(15)
+        assert self.failures == []
+
+
+def test_activation_and_rollback_under_load_fail_no_request(place: Place) -> None:
+    old = place.start(place.slot("A", version=1))
+    load = Load(place)
+    load.wait_for(1)
+    new = place.start(place.slot("B", version=2))  # ready: both accept for an instant
+    old.order(Pause())
+    load.wait_for(2)
+    old.order(Resume())  # rollback: the old one is warm
+    new.process.kill()
+    load.wait_for(1)
+    load.end()
+
+
+def test_a_worker_that_crashes_under_load_fails_no_request(place: Place) -> None:
+    """A real SIGSEGV; the connections that it held are repeated by the client on the other worker."""
+    crashing, standby = place.start(place.slot("A", version=1)), place.start(place.slot("B", version=2), paused=True)
+    load = Load(place)
+    load.wait_for(1)
+    crashing.process.send_signal(signal.SIGSEGV)
+    assert crashing.process.wait(10) == -signal.SIGSEGV
+    standby.order(Resume())
+    load.wait_for(2)
+    load.end()
+
+
+def test_commit_drains_the_old_worker_under_load(place: Place) -> None:
+    old = place.start(place.slot("A", version=1))
+    load = Load(place)
+    load.wait_for(1)
+    place.start(place.slot("B", version=2))
+    drained(old)
+    load.wait_for(2)
+    load.end()
+
+
+def test_nobody_there_is_said_at_the_deadline(place: Place) -> None:
+    with pytest.raises(UnavailableError, match=r"within 0\.2 s"):
+        place.client(timeout_s=0.2).infer([1.0, 2.0])  # connects, for the agent listens, but no worker accepts
+    with pytest.raises(UnavailableError), Client(place.path.parent / "no-agent", timeout_s=0.1) as client:
+        client.health()
+
+
+def test_the_client_from_a_shell(place: Place, tmp_path: Path) -> None:
+    place.start(place.slot("A"))
+    image = tmp_path / "image.npy"
+    np.save(image, np.array([0.1, 0.9], np.float32))
+    command = [sys.executable, "-m", "covey_agent.client", "--socket", str(place.path), str(image)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
+    assert json.loads(done.stdout)["label"] == "yes"
+    np.save(image, np.zeros(3, np.uint8))
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == 1
+    assert "expected float32[2]" in done.stderr
