@@ -14,11 +14,11 @@ ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "server"), str(ROOT / "contract")]
 
 from playwright.sync_api import Browser, Page, expect  # noqa: E402 - the folders above must be on the path first
-
-from covey_server.clock import utc_now  # noqa: E402
 from tests.fakes import console_data  # noqa: E402
 from tests.fakes.console_app import open_database  # noqa: E402
 from tests.fakes.console_browser import find_chromium, open_chromium, serve_console  # noqa: E402
+
+from covey_server.clock import utc_now  # noqa: E402
 
 PAGES = {
     "overview": "/",

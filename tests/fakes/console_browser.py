@@ -9,10 +9,10 @@ from pathlib import Path
 
 import uvicorn
 from playwright.sync_api import Browser, sync_playwright
+from tests.fakes.console_app import build_console
 
 from covey_server.clock import utc_now
 from covey_server.db import Database
-from tests.fakes.console_app import build_console
 
 _ARGS = (
     "--no-sandbox",

@@ -8,9 +8,10 @@ import hashlib
 import math
 from datetime import datetime, timedelta
 
+import msgspec
 from sqlmodel import Session
 
-from covey_contract.messages import DeploymentState
+from covey_contract.messages import DeploymentState, PrivacyPlan
 from covey_server.access.models import Role
 from covey_server.access.service import create_user
 from covey_server.audit.models import AuditEvent
@@ -26,7 +27,7 @@ from covey_server.federation.models import (
     RunState,
     Task,
 )
-from covey_server.privacy.models import PrivacyEvent, PrivacyEventKind
+from covey_server.privacy.service import append_charge, append_void
 from covey_server.releases.models import Release, ReleaseState, Variant
 from covey_server.rollouts.models import Rollout, RolloutDevice, RolloutDeviceState, RolloutState
 from covey_server.telemetry.models import ReadingRow, ReadingStream
@@ -39,7 +40,7 @@ RUN, COMPLETED, HALTED = "run-7f3a", "ro-digits-1", "ro-digits-2"
 XSS = '<img src=x onerror="alert(1)"><script>alert(2)</script>'
 _LABELS = [str(digit) for digit in range(10)]
 _ACCURACY = (0.101, 0.452, 0.634, 0.718, 0.765, 0.793, 0.812, 0.824, 0.831)
-_PLAN = {"level": "record", "noise_multiplier": 1.1, "clipping_norm": 1.0, "sample_rate": 0.05, "steps": 20, "delta": 1e-4}
+_PLAN = PrivacyPlan(level="record", noise_multiplier=1.1, clipping_norm=1.0, sample_rate=0.05, steps=20, delta=1e-4)
 
 
 def digest_of(name: str) -> str:
@@ -116,7 +117,9 @@ def _deployment(name: str) -> tuple[DeploymentState, int, str]:
 def _reported(name: str, now: datetime) -> dict[str, object]:
     state, version, reason = _deployment(name)
     variant = "tflite-int8" if name == "pi-lab" else "onnx-int8"
-    slots = [{"slot": "A", "model": "digits", "version": 1, "manifest": digest_of("m1"), "variant": variant, "artifact": digest_of(variant)}]
+    slots = [
+        {"slot": "A", "model": "digits", "version": 1, "manifest": digest_of("m1"), "variant": variant, "artifact": digest_of(variant)}
+    ]
     return {
         "generation": 41,
         "agent_version": "0.1.0",
@@ -260,7 +263,9 @@ def _add_rollouts(session: Session, now: datetime) -> None:
 
 
 def _add_run(session: Session, now: datetime) -> None:
-    task = Task(name="digits", digest=digest_of("task"), purpose="digit-recognition", dataset="digits", labels=_LABELS, created_by="user:olga")
+    task = Task(
+        name="digits", digest=digest_of("task"), purpose="digit-recognition", dataset="digits", labels=_LABELS, created_by="user:olga"
+    )
     session.add(task)
     session.flush()
     session.add(
@@ -271,9 +276,9 @@ def _add_run(session: Session, now: datetime) -> None:
             state=RunState.COMPLETED,
             rounds_total=8,
             rounds_done=8,
-            plan=_PLAN,
+            plan=msgspec.to_builtins(_PLAN),
             hyperparameters={"learning_rate": 0.25, "batch": 64},
-            predicted_epsilon=2.61,
+            predicted_epsilon=2.98,
             references={
                 "federated": [0.1, 0.71, 0.82, 0.865, 0.888, 0.901, 0.91, 0.917, 0.921],
                 "central": [0.1, 0.84, 0.9, 0.921, 0.932, 0.94, 0.944, 0.947, 0.95],
@@ -324,25 +329,11 @@ def _add_rounds(session: Session, now: datetime) -> None:
 
 def _add_contribution(session: Session, name: str, number: int, at: datetime, *, is_refused: bool) -> None:
     state = ContributionState.REFUSED if is_refused else ContributionState.RECEIVED
-    reason = "this round would bring epsilon to 2.040, 2.000 allowed at delta 0.0001" if is_refused else ""
+    reason = "this round would bring epsilon to 2.611, 2.500 allowed at delta 0.0001" if is_refused else ""
     session.add(Contribution(run_id=RUN, round=number, device_id=name, state=state, reason=reason, seconds=12.0, at=at))
-    event = {
-        "device_id": name,
-        "dataset": "digits",
-        "run_id": RUN,
-        "round": number,
-        "level": "record",
-        "noise_multiplier": 1.1,
-        "clipping_norm": 1.0,
-        "sample_rate": 0.05,
-        "steps": 20,
-        "delta": 1e-4,
-    }
-    charge = PrivacyEvent(at=at, **event)
-    session.add(charge)
-    session.flush()
+    charge = append_charge(session, device=name, dataset="digits", run=RUN, round_number=number, plan=_PLAN, at=at)
     if is_refused:
-        session.add(PrivacyEvent(at=at, kind=PrivacyEventKind.VOID, voids=charge.id, reason=reason, **event))
+        append_void(session, charge, reason=reason, at=at)
 
 
 def _add_readings(session: Session, now: datetime) -> None:
@@ -369,7 +360,7 @@ def _add_readings(session: Session, now: datetime) -> None:
         values: dict[str, object] = {"state": state, "version": 2}
         session.add(_reading("jetson-dock", 1000 + place, now - timedelta(minutes=30 - place), "deployment", values))
     for name in PARTNERS:
-        values = {"run": RUN, "round": 8, "loss": 0.41, "epsilon": 1.97, "budget": 2.0 if name == "clinic-south" else 8.0}
+        values = {"run": RUN, "round": 8, "loss": 0.41, "epsilon": 2.36, "budget": 2.5 if name == "clinic-south" else 8.0}
         session.add(_reading(name, 1, now - timedelta(hours=20), "training", values))
 
 
@@ -400,7 +391,9 @@ def _reading(device: str, sequence: int, at: datetime, kind: str, values: dict[s
 
 def _add_happenings(session: Session, now: datetime) -> None:
     session.add(
-        QuarantineEntry(device_id="jetson-dock", digest=digest_of("onnx-int8-2"), reason=_deployment("jetson-dock")[2], at=now - timedelta(minutes=22))
+        QuarantineEntry(
+            device_id="jetson-dock", digest=digest_of("onnx-int8-2"), reason=_deployment("jetson-dock")[2], at=now - timedelta(minutes=22)
+        )
     )
     session.add(
         Alert(
@@ -435,7 +428,7 @@ def _add_happenings(session: Session, now: datetime) -> None:
     for age, actor, action, subject, detail in (
         (timedelta(days=12), "user:olga", "device.invited", "pi-kitchen", {"profile": "device"}),
         (timedelta(days=12), "device:pi-kitchen", "device.enrolled", "pi-kitchen", {}),
-        (timedelta(hours=21), "user:olga", "run.started", RUN, {"rounds": 8, "predicted_epsilon": 2.61}),
+        (timedelta(hours=21), "user:olga", "run.started", RUN, {"rounds": 8, "predicted_epsilon": 2.98}),
         (timedelta(hours=20), "user:olga", "release.published", "digits:1", {"variants": 4}),
         (timedelta(hours=19), "user:olga", "rollout.started", COMPLETED, {"release": "digits:1"}),
         (timedelta(minutes=32), "user:olga", "rollout.started", HALTED, {"release": "digits:2"}),

@@ -3,7 +3,8 @@
 from datetime import UTC, datetime
 from math import ceil, isfinite
 
-_DASH = "–"
+_DASH = "\N{EN DASH}"
+_MINUS = "\N{MINUS SIGN}"
 _UNITS = ("B", "KB", "MB", "GB", "TB")
 
 
@@ -32,20 +33,13 @@ def duration(seconds: float | None) -> str:
     """A length of time in its two largest units."""
     if seconds is None or not isfinite(seconds):
         return _DASH
-    if seconds < 1:
-        return f"{seconds * 1000:.0f} ms"
-    if seconds < 10:
-        return f"{seconds:.1f} s"
     if seconds < 60:
-        return f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest} s" if rest else f"{minutes} min"
-    hours, minutes = divmod(minutes, 60)
-    if hours < 48:
-        return f"{hours} h {minutes} min" if minutes else f"{hours} h"
-    days, hours = divmod(hours, 24)
-    return f"{days} d {hours} h" if hours else f"{days} d"
+        return f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:.{1 if seconds < 10 else 0}f} s"
+    for larger, smaller, length, part in (("d", "h", 86400, 3600), ("h", "min", 3600, 60), ("min", "s", 60, 1)):
+        if seconds >= length:
+            whole, rest = divmod(round(seconds / part), length // part)
+            return f"{whole} {larger} {rest} {smaller}" if rest else f"{whole} {larger}"
+    raise AssertionError("a minute is the least that comes here")
 
 
 def size(count: float | None) -> str:
@@ -70,7 +64,8 @@ def points(share: float | None) -> str:
     if share is None:
         return _DASH
     value = round(share * 100, 1)
-    return f"{'+' if value > 0 else '−' if value < 0 else '±'}{abs(value):.1f} points"
+    sign = "+" if value > 0 else _MINUS if value < 0 else "±"
+    return f"{sign}{abs(value):.1f} points"
 
 
 def number(value: float | None, digits: int = 2) -> str:
@@ -91,6 +86,12 @@ def epsilon(value: float | None) -> str:
     if not isfinite(value):
         return "∞"
     return f"{ceil(value * 100 - 1e-9) / 100:.2f}"
+
+
+def delta(value: float) -> str:
+    """A delta, as `1e-4` or `2.5e-6`."""
+    mantissa, _, exponent = f"{value:.1e}".partition("e")
+    return f"{mantissa.removesuffix('.0')}e{int(exponent)}" if value else "0"
 
 
 def short(digest: str, length: int = 12) -> str:

@@ -70,8 +70,7 @@ class LiveFeed:
             for event in await self._catch_up(self._newest if after is None else after):
                 yield event
             while not self._closed:
-                async with self._grown:
-                    await self._grown.wait_for(lambda: self._count > place or self._closed)
+                await self._wait_beyond(place)
                 fresh, place = self._since(place), self._count  # before yielding: more may come while the caller is busy
                 for event in fresh:
                     yield event
@@ -86,6 +85,10 @@ class LiveFeed:
         self._stop()
         async with self._grown:
             self._grown.notify_all()
+
+    async def _wait_beyond(self, place: int) -> None:
+        async with self._grown:
+            await self._grown.wait_for(lambda: self._count > place or self._closed)
 
     async def _start(self) -> None:
         async with self._starting:

@@ -27,11 +27,22 @@ class Pill:
 
 _ICONS = {Tone.GOOD: "check", Tone.BUSY: "spin", Tone.WARN: "warn", Tone.BAD: "cross", Tone.QUIET: "dot"}
 _TONES: dict[Tone, frozenset[str]] = {
-    Tone.GOOD: frozenset(
-        {"online", "committed", "published", "completed", "succeeded", "accepted", "received", "stored"}
-    ),
+    Tone.GOOD: frozenset({"online", "committed", "published", "completed", "succeeded", "accepted", "received", "stored"}),
     Tone.BUSY: frozenset(
-        {"fetching", "verifying", "staged", "activating", "probation", "building", "running", "sent", "active", "inviting", "invited", "charge"}
+        {
+            "fetching",
+            "verifying",
+            "staged",
+            "activating",
+            "probation",
+            "building",
+            "running",
+            "sent",
+            "active",
+            "inviting",
+            "invited",
+            "charge",
+        }
     ),
     Tone.WARN: frozenset({"paused", "rolling_back", "missing", "unresponsive", "warning", "stopped", "withdrawn", "cancelled"}),
     Tone.BAD: frozenset({"rolled_back", "refused", "failed", "halted", "revoked", "critical", "quarantined"}),

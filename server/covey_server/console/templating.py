@@ -22,7 +22,7 @@ from covey_server.console.viewer import Viewer
 from covey_server.outbox import newest_event_id
 
 _TEMPLATES = Path(__file__).parent / "templates"
-_FILTERS = ("utc", "iso", "duration", "size", "percent", "points", "number", "epsilon", "short", "words", "plural")
+_FILTERS = ("utc", "iso", "duration", "size", "percent", "points", "number", "epsilon", "delta", "short", "words", "plural")
 
 
 @cache

@@ -1,13 +1,12 @@
 """The devices page, one device's page and its charts."""
 
-from typing import Annotated
-
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
 from covey_server.api_deps import parts_of
 from covey_server.console.formats import iso
 from covey_server.console.page_route import PageRoute
+from covey_server.console.params import Text
 from covey_server.console.queries.device import get_device
 from covey_server.console.queries.devices import DeviceFilter, list_devices, list_open_invitations
 from covey_server.console.queries.readings import RANGES, get_device_charts
@@ -15,7 +14,6 @@ from covey_server.console.templating import newest_event, render
 from covey_server.console.viewer import LoggedIn
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
-Text = Annotated[str, Query(max_length=100)]
 
 
 @router.get("/devices")
@@ -36,9 +34,7 @@ def show_devices(
     with parts.db.read() as session:
         page = list_devices(session, wanted, after=after)
         invitations = list_open_invitations(session, now=parts.clock())
-    return render(
-        request, "devices.html", viewer=viewer, event=event, page=page, wanted=wanted, invitations=invitations, after=after
-    )
+    return render(request, "devices.html", viewer=viewer, event=event, page=page, wanted=wanted, invitations=invitations, after=after)
 
 
 @router.get("/devices/{device_id}")

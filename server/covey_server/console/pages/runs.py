@@ -8,6 +8,7 @@ from fastapi.responses import JSONResponse
 
 from covey_server.api_deps import parts_of
 from covey_server.console.page_route import PageRoute
+from covey_server.console.params import Before, Text
 from covey_server.console.queries.runs import accuracy_chart, get_run, list_runs
 from covey_server.console.queries.spending import ledger_spending, list_events, run_spending
 from covey_server.console.templating import newest_event, render, wanted_block
@@ -44,7 +45,7 @@ def draw_run(request: Request, _viewer: LoggedIn, run_id: str) -> Response:
 
 
 @router.get("/ledger")
-def show_ledger(request: Request, viewer: LoggedIn, before: int = 0, device: str = "") -> Response:
+def show_ledger(request: Request, viewer: LoggedIn, before: Before = 0, device: Text = "") -> Response:
     """What every participant has spent, and each event that it was computed from."""
     event = newest_event(request)
     with parts_of(request).db.read() as session:

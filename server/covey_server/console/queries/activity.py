@@ -108,7 +108,9 @@ def _link(what: str, subject: str) -> str:
 
 
 def _act(row: AuditEvent) -> AuditView:
-    return AuditView(row.id or 0, row.at, row.actor, row.action, row.subject, tuple((key, _text(value)) for key, value in row.detail.items()))
+    return AuditView(
+        row.id or 0, row.at, row.actor, row.action, row.subject, tuple((key, _text(value)) for key, value in row.detail.items())
+    )
 
 
 def _text(value: Any) -> str:

@@ -18,6 +18,7 @@ class Chart(TypedDict):
     time: bool
     kind: Literal["lines", "stack"]
     unit: str
+    from_zero: bool  # whether the scale begins at zero, as amounts should
     series: list[Series]
 
 
@@ -26,7 +27,15 @@ def line(label: str, values: list[float | None], *, dashed: bool = False) -> Ser
     return {"label": label, "values": values, "dashed": dashed}
 
 
-def chart(x: list[float], series: list[Series], *, unit: str, time: bool = True, kind: Literal["lines", "stack"] = "lines") -> Chart:
+def chart(
+    x: list[float],
+    series: list[Series],
+    *,
+    unit: str,
+    time: bool = True,
+    kind: Literal["lines", "stack"] = "lines",
+    from_zero: bool = True,
+) -> Chart:
     """One chart; a series that holds nothing is left out."""
     told = [one for one in series if any(value is not None for value in one["values"])]
-    return {"x": x, "time": time, "kind": kind, "unit": unit, "series": told}
+    return {"x": x, "time": time, "kind": kind, "unit": unit, "from_zero": from_zero, "series": told}

@@ -217,10 +217,10 @@ def _told(row: ReadingRow) -> Happening:
     values = {key: value for key, value in row.values.items() if value not in ("", None)}
     if row.kind == "deployment":
         state = str(values.pop("state", "deployment"))
-        return Happening(row.at, state, state, _text(values))
+        return Happening(row.at, state, "deployment", _text(values))
     if row.kind == "alarm":
         return Happening(row.at, "warning", str(values.pop("what", "alarm")), _text(values))
-    return Happening(row.at, "training", f"round {values.pop('round', '?')} trained", _text(values))
+    return Happening(row.at, "training", f"trained round {values.pop('round', '?')}", _text(values))
 
 
 def _text(values: dict[str, Any]) -> str:

@@ -12,7 +12,7 @@ from covey_server.devices.models import Device, DevicePresence, DeviceState
 from covey_server.federation.models import Run, RunState
 from covey_server.rollouts.models import RolloutState
 
-_OPEN = (RolloutState.RUNNING, RolloutState.PAUSED, RolloutState.HALTED)
+_OPEN = (RolloutState.RUNNING, RolloutState.PAUSED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,7 @@ def _servings(session: Session) -> tuple[tuple[Serving, ...], int]:
     query = (
         select(Device.serving_model, Device.serving_version, func.count())
         .where(Device.state == DeviceState.ACTIVE, Device.profile == "device")
-        .group_by(Device.serving_model, Device.serving_version)
+        .group_by(col(Device.serving_model), col(Device.serving_version))
     )
     rows = session.exec(query).all()
     told = [Serving(f"{model} v{version}", f"{model}:{version}", count) for model, version, count in rows if model]

@@ -60,7 +60,7 @@ def _infer_charts(rows: Rows) -> dict[str, Chart]:
     return {
         "latency": chart(x, [_over("p50", served, "p50_ms", _mean), _over("p95", served, "p95_ms", max)], unit="ms"),
         "throughput": chart(x, [line("inputs", [_rate(group, lengths) for _, group in buckets])], unit="/s"),
-        "confidence": chart(x, [_over("mean confidence", served, "mean_confidence", _mean)], unit=""),
+        "confidence": chart(x, [_over("mean confidence", served, "mean_confidence", _mean)], unit="", from_zero=False),
         "errors": chart(x, [_over("errors", [group for _, group in buckets], "errors", sum)], unit=""),
         "classes": chart(x, _class_mix(served), unit="%", kind="stack"),
     }
@@ -78,7 +78,7 @@ def _system_charts(rows: Rows) -> dict[str, Chart]:
             [_over("agent", groups, "rss_bytes", _mean, scale=1 / mega), _over("in use", groups, "memory_bytes", _mean, scale=1 / mega)],
             unit="MB",
         ),
-        "temperature": chart(x, [_over("temperature", groups, "temperature_c", max)], unit="°C"),
+        "temperature": chart(x, [_over("temperature", groups, "temperature_c", max)], unit="°C", from_zero=False),
     }
 
 

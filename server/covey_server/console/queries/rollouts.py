@@ -82,7 +82,7 @@ class PhaseView:
     name: str
     size: str
     max_failures: int
-    mark: str  # done, now, ahead
+    mark: str  # done, now, halted, ahead
     tally: Tally
 
 
@@ -123,13 +123,18 @@ class RolloutView:
 
     @property
     def can_resume(self) -> bool:
-        """Whether it can go on."""
-        return self.line.state in {RolloutState.PAUSED.value, RolloutState.HALTED.value}
+        """Whether it can go on; a halted rollout stays halted."""
+        return self.line.state == RolloutState.PAUSED.value
 
     @property
     def can_cancel(self) -> bool:
         """Whether it has not ended."""
-        return self.line.state not in {RolloutState.COMPLETED.value, RolloutState.CANCELLED.value}
+        return self.line.state in {RolloutState.DRAFT.value, RolloutState.RUNNING.value, RolloutState.PAUSED.value}
+
+    @property
+    def can_start(self) -> bool:
+        """Whether it waits to be started."""
+        return self.line.state == RolloutState.DRAFT.value
 
 
 def list_rollouts(session: Session, *, after: str = "", states: Iterable[RolloutState] = ()) -> RolloutPage:
@@ -190,7 +195,8 @@ def _phases(session: Session, row: Rollout) -> tuple[PhaseView, ...]:
     views = []
     for place, phase in enumerate(row.phases):
         is_over = place < row.current_phase or row.state is RolloutState.COMPLETED
-        mark = "done" if is_over else "now" if place == row.current_phase and row.state is not RolloutState.DRAFT else "ahead"
+        at_it = "halted" if row.state is RolloutState.HALTED else "now"
+        mark = "done" if is_over else at_it if place == row.current_phase and row.state is not RolloutState.DRAFT else "ahead"
         views.append(
             PhaseView(_phase_name(row, place), _size_text(phase), int(phase.get("max_failures") or 0), mark, _tally(session, row.id, place))
         )
@@ -232,6 +238,8 @@ def _phase_name(row: Rollout, place: int) -> str:
 
 
 def _size_text(phase: dict[str, Any]) -> str:
+    if phase.get("devices"):
+        return ", ".join(map(str, phase["devices"]))
     if phase.get("count"):
         return f"{phase['count']} device{'' if phase['count'] == 1 else 's'}"
     if phase.get("percent"):

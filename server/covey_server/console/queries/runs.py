@@ -249,7 +249,7 @@ def _references(row: Run, final: float | None) -> tuple[ReferenceView, ...]:
             last = by_round[max(by_round)]
             price = final - last if final is not None else None
             views.append(ReferenceView(_REFERENCES.get(name, name.replace("_", " ").capitalize()), by_round, last, price))
-    return tuple(views)
+    return tuple(sorted(views, key=lambda each: each.final))
 
 
 def _by_round(told: Any, rounds: int) -> dict[int, float]:

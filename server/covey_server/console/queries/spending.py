@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from datetime import datetime
+from math import isfinite
 
 from sqlmodel import Session, col, select
 
@@ -29,6 +30,11 @@ class Spending:
     def share(self) -> float | None:
         """Part of the budget that is spent."""
         return self.epsilon / self.budget if self.budget else None
+
+    @property
+    def scale(self) -> float:
+        """The length that a bar must have to show both what is spent and what is allowed."""
+        return max(self.budget or 0.0, self.epsilon if isfinite(self.epsilon) else 0.0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 // [data-chart="name"] below it; it fetches again when live.js tells it to refresh.
 (() => {
   "use strict";
-  const HEIGHT = 190;
+  const heightOf = (element) => (element.closest(".one") ? 270 : 180);
   const drawn = new Map(); // element -> {plot, data}
   // A canvas needs the colour that light-dark() comes to, which only a real property of a real element tells.
   const probe = document.body.appendChild(document.createElement("span"));
@@ -20,7 +20,7 @@
     return unit ? `${text} ${unit}` : text;
   };
 
-  // Layers are drawn from the top down, each over the ones below, so a stack is cumulative sums in reverse.
+  // A layer of a stack is drawn at the sum of itself and the layers below it.
   const stacked = (series) => {
     const sums = [];
     series.forEach((layer, place) => {
@@ -29,42 +29,65 @@
     return sums;
   };
 
+  const DAY_S = 86400;
+  const clock = new Intl.DateTimeFormat("en-GB", { hour: "2-digit", minute: "2-digit", timeZone: "UTC" });
+  const exact = new Intl.DateTimeFormat("en-GB", { hour: "2-digit", minute: "2-digit", second: "2-digit", timeZone: "UTC" });
+  const day = new Intl.DateTimeFormat("en-GB", { day: "numeric", month: "short", timeZone: "UTC" });
+  const onAxis = (chart) => {
+    const span = chart.x[chart.x.length - 1] - chart.x[0];
+    return (seconds) => {
+      if (span < 180) return exact.format(seconds * 1000);
+      return span < 2 * DAY_S ? clock.format(seconds * 1000) : day.format(seconds * 1000);
+    };
+  };
+  const whole = (value) => (Number.isInteger(value) ? value : "");
+  const newest = (values) => values.findLast((value) => value !== null);
+
+  const range = (chart) => (_plot, low, high) => {
+    if (chart.kind === "stack") return [0, 100];
+    if (low === null) return [0, 1];
+    const from = chart.from_zero ? Math.min(0, low) : low;
+    if (from === high) return [from, from + (Math.abs(from) || 1)];
+    const [bottom, top] = uPlot.rangeNum(from, high, 0.1, true);
+    return chart.from_zero && low >= 0 ? [0, top] : [bottom, top];
+  };
+
   const options = (element, chart) => {
     const colors = palette(chart.series.length);
     const grid = { stroke: css("--grid"), width: 1 };
     const axis = { stroke: css("--muted"), grid, ticks: { show: false }, font: "11px system-ui, sans-serif" };
     const stack = chart.kind === "stack";
+    const label = onAxis(chart);
     const series = chart.series.map((one, place) => ({
       label: one.label,
       stroke: colors[place],
       width: stack ? 0.5 : 2,
       dash: one.dashed ? [6, 4] : undefined,
-      fill: stack ? colors[place] : undefined,
-      spanGaps: false,
+      fill: stack ? colors[place].replace(/^rgb\((.*)\)$/, "rgba($1, 0.8)") : undefined,
       points: { show: !chart.time || chart.x.length < 3, size: 5 },
-      value: (_plot, _raw, _place, at) => (at === null ? "–" : format(one.values[at], chart.unit)),
+      value: (_plot, _raw, _place, at) => format(at === null ? newest(one.values) : one.values[at], chart.unit),
     }));
+    const x = chart.time
+      ? { label: "UTC", value: (_plot, value) => (value === null ? "newest" : `${day.format(value * 1000)} ${exact.format(value * 1000)}`) }
+      : { label: "round", value: (_plot, value) => value ?? "newest" };
     return {
       width: element.clientWidth || 300,
-      height: HEIGHT,
-      legend: { live: true },
+      height: heightOf(element),
+      tzDate: (seconds) => uPlot.tzDate(new Date(seconds * 1000), "Etc/UTC"),
+      legend: { live: true, markers: { width: 0, fill: (plot, place) => plot.series[place]._stroke ?? plot.series[place].stroke() } },
       cursor: { drag: { x: false, y: false }, points: { show: !stack } },
-      scales: {
-        x: { time: chart.time },
-        y: stack ? { range: [0, 100] } : { range: (_plot, low, high) => (low === high ? [Math.min(0, low), (high || 1) * 1.2] : uPlot.rangeNum(low, high, 0.12, true)) },
-      },
+      scales: { x: { time: chart.time }, y: { range: range(chart) } },
       axes: [
-        { ...axis, space: 56, ...(chart.time ? {} : { incrs: [1, 2, 5, 10, 20, 50, 100], values: (_plot, splits) => splits.map((value) => (Number.isInteger(value) ? value : "")) }) },
-        { ...axis, size: 52, values: (_plot, splits) => splits.map((value) => format(value, "")) },
+        { ...axis, size: 28, space: 62, ...(chart.time ? {} : { incrs: [1, 2, 5, 10, 20, 50, 100] }), values: (_plot, splits) => splits.map(chart.time ? label : whole) },
+        { ...axis, size: 50, values: (_plot, splits) => splits.map((value) => format(value, "")) },
       ],
-      // For a stack the first layer must be painted last, or the sums above would cover it.
-      series: [{ label: chart.time ? "time" : "round", value: chart.time ? "{HH}:{mm}:{ss}" : (_plot, value) => value ?? "–" }, ...(stack ? series.slice().reverse() : series)],
+      series: [x, ...series],
+      bands: stack ? series.slice(1).map((_one, place) => ({ series: [place + 2, place + 1] })) : undefined,
     };
   };
 
   const columns = (chart) => {
-    const values = chart.kind === "stack" ? stacked(chart.series).reverse() : chart.series.map((one) => one.values);
-    return [chart.x, ...values];
+    return [chart.x, ...(chart.kind === "stack" ? stacked(chart.series) : chart.series.map((one) => one.values))];
   };
 
   const say = (element, text) => {
@@ -78,9 +101,9 @@
   };
 
   const describe = (element, chart) => {
-    const newest = chart.series.map((one) => `${one.label} ${format(one.values.findLast((value) => value !== null), chart.unit)}`);
+    const told = chart.series.map((one) => `${one.label} ${format(newest(one.values), chart.unit)}`);
     element.setAttribute("role", "img");
-    element.setAttribute("aria-label", `${element.dataset.title}: newest ${newest.join(", ")}`);
+    element.setAttribute("aria-label", `${element.dataset.title}: newest ${told.join(", ")}`);
   };
 
   const draw = (element, chart) => {
@@ -88,7 +111,7 @@
     const old = drawn.get(element);
     const same = old && old.chart.series.map((one) => one.label).join() === chart.series.map((one) => one.label).join();
     describe(element, chart);
-    if (same && old.chart.kind !== "stack") {
+    if (same) {
       old.chart.series.forEach((one, place) => (one.values = chart.series[place].values)); // the legend reads these
       old.plot.setData(columns(chart));
       return;
@@ -112,15 +135,13 @@
     }
   };
 
-  const note = (section, newest) => {
+  const note = (section, moment) => {
     const line = section.querySelector(".charts-note");
-    if (!line || newest === undefined) return;
+    if (!line || !moment) return;
     line.replaceChildren();
-    if (!newest) return;
     const time = document.createElement("time");
-    time.dateTime = newest;
-    time.title = newest.replace("T", " ").replace(/\..*/, " UTC");
-    time.textContent = "";
+    time.dateTime = moment;
+    time.title = moment.replace("T", " ").replace(/\..*/, " UTC");
     line.append("newest ", time);
     document.dispatchEvent(new CustomEvent("covey:times"));
   };
@@ -133,7 +154,7 @@
   const resized = new ResizeObserver((entries) => {
     for (const entry of entries) {
       const plot = drawn.get(entry.target)?.plot;
-      if (plot && entry.contentRect.width > 0) plot.setSize({ width: entry.contentRect.width, height: HEIGHT });
+      if (plot && entry.contentRect.width > 0) plot.setSize({ width: entry.contentRect.width, height: heightOf(entry.target) });
     }
   });
   for (const element of document.querySelectorAll("[data-chart]")) resized.observe(element);
