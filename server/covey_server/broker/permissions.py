@@ -35,7 +35,7 @@ _POLL_S = 0.005
 
 def users_file(devices: Iterable[DeviceId]) -> str:
     """The table as the broker's configuration."""
-    users = [_user(SERVER_NAME, publish=[f"{_ROOT}.>"], subscribe=[f"{_ROOT}.>", _INBOX])]
+    users = [_user(SERVER_NAME, publish=[f"{_ROOT}.>"], subscribe=[_ROOT, f"{_ROOT}.>", _INBOX])]
     users += [_device_user(device) for device in sorted(set(devices))]
     return "authorization { users: [\n" + ",\n".join(users) + "\n] }\n"
 
