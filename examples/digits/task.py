@@ -45,10 +45,14 @@ class Digits(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits float32[n, 10] of images float32[n, 1, 28, 28]."""
+        logits: Tensor = self.classify(self.features(images))
+        return logits
+
+    def features(self, images: Tensor) -> Tensor:
+        """The fixed part: float32[n, 3528]."""
         x = functional.avg_pool2d(functional.relu(self.edges(images)), 2)
         x = functional.avg_pool2d(functional.relu(self.corners(x)), 2)
-        logits: Tensor = self.classify(torch.flatten(self.centre(x), 1))
-        return logits
+        return torch.flatten(self.centre(x), 1)
 
 
 def build_model() -> nn.Module:

@@ -24,7 +24,7 @@ from covey_agent.workers.training.messages import answer_message
 from covey_agent.workers.training.node import FleetLink, serve
 from covey_agent.workers.training.process import prepare
 from covey_agent.workers.training.rounds import RoundTrainer
-from covey_agent.workers.training.steps import read_settings
+from covey_agent.workers.training.steps import bind_plan
 from covey_agent.workers.training.task_code import load_task
 from covey_contract.messages import InviteToRun
 
@@ -58,7 +58,7 @@ def main() -> None:
     trainer = RoundTrainer(
         invitation=invitation,
         task=load_task(Path(job["task"]).read_bytes(), digest=invitation.task_digest),
-        settings=read_settings(invitation.hyperparameters),
+        train_round=bind_plan(invitation.plan, invitation.hyperparameters),
         data_path=job["data"],
         agent=ScriptedAgent(job["refused"]),
         contributions=Contributions(Path(job["state"])),

@@ -96,7 +96,7 @@ def _serve(job: TrainJob, invitation: InviteToRun, code: bytes, *, agent: Agent,
     from covey_agent.workers.training.messages import answer_message  # noqa: PLC0415 - see above
     from covey_agent.workers.training.node import FleetLink, serve  # noqa: PLC0415 - see above
     from covey_agent.workers.training.rounds import RoundTrainer  # noqa: PLC0415 - see above
-    from covey_agent.workers.training.steps import read_settings  # noqa: PLC0415 - see above
+    from covey_agent.workers.training.steps import bind_plan  # noqa: PLC0415 - see above
     from covey_agent.workers.training.task_code import load_task  # noqa: PLC0415 - see above
 
     if invitation.dataset not in job.data:
@@ -104,7 +104,7 @@ def _serve(job: TrainJob, invitation: InviteToRun, code: bytes, *, agent: Agent,
     trainer = RoundTrainer(
         invitation=invitation,
         task=load_task(code, digest=invitation.task_digest),
-        settings=read_settings(invitation.hyperparameters),
+        train_round=bind_plan(invitation.plan, invitation.hyperparameters),
         data_path=job.data[invitation.dataset],
         agent=agent,
         contributions=Contributions(Path(job.state_dir) / _RECENT_ROUNDS / invitation.run),

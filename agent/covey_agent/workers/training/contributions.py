@@ -4,14 +4,13 @@ After a crash anywhere the same round may be asked for again. If its contributio
 which costs no privacy; if it is not, nothing of that round ever left, and it may be trained under the charge already made.
 """
 
-import hashlib
 import os
 from pathlib import Path
 
 import numpy as np
 
 from covey_agent.workers.errors import StorageError
-from covey_agent.workers.training.steps import Weights
+from covey_agent.workers.training.weights import Weights
 
 _KEPT = 2  # the newest rounds of a run; the server never asks for older ones again
 
@@ -58,13 +57,3 @@ class Contributions:
 
     def _path(self, number: int) -> Path:
         return self._folder / f"round-{number:06d}.npz"
-
-
-def fingerprint(weights: Weights) -> str:
-    """sha256 over names, shapes and values."""
-    digest = hashlib.sha256()
-    for name in sorted(weights):
-        value = np.ascontiguousarray(weights[name], dtype="<f4")
-        digest.update(f"{name}{value.shape}".encode())
-        digest.update(value.tobytes())
-    return digest.hexdigest()

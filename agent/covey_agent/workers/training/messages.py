@@ -8,7 +8,7 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 
 from covey_agent.workers.training.rounds import Refused, RoundTrainer, Trained
-from covey_agent.workers.training.steps import Weights
+from covey_agent.workers.training.weights import Weights
 
 
 def answer_message(message: Message, trainer: RoundTrainer) -> Message:

@@ -13,13 +13,13 @@ Rules:
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from covey_agent.core.jobs import AskRound, RoundDecision, RoundTrained
 from covey_agent.workers.errors import WorkerError
-from covey_agent.workers.training.contributions import Contributions, fingerprint
-from covey_agent.workers.training.steps import Settings, Weights, train_round
+from covey_agent.workers.training.contributions import Contributions
 from covey_agent.workers.training.task_code import Task
+from covey_agent.workers.training.weights import Weights, fingerprint
 from covey_contract.messages import InviteToRun
 
 
@@ -37,6 +37,9 @@ class Refused:
     """No contribution; nothing of this round has left this machine."""
 
     reason: str
+
+
+TrainRound = Callable[[Task, Weights, Any, Any], Weights]  # (task, weights, x, y) -> change; knows the plan
 
 
 class Asker(Protocol):
@@ -57,7 +60,7 @@ class RoundTrainer:
 
     invitation: InviteToRun
     task: Task
-    settings: Settings
+    train_round: TrainRound
     data_path: str
     agent: Asker
     contributions: Contributions
@@ -90,7 +93,7 @@ class RoundTrainer:
             x, y = self.task.load_data(self.data_path)
         except (OSError, ValueError, KeyError) as exc:
             return Refused(f"dataset {invitation.dataset} cannot be read: {type(exc).__name__}")  # its text could quote data
-        change = train_round(self.task, weights, x=x, y=y, plan=invitation.plan, settings=self.settings)
+        change = self.train_round(self.task, weights, x, y)
         self.contributions.keep(number, began_from=began_from, change=change)
         seconds = self.clock() - begin
         values: dict[str, int | float | str] = {"seconds": round(seconds, 3), "steps": invitation.plan.steps, "epsilon": decision.epsilon}

@@ -6,24 +6,24 @@ what accounting assumes is what happens. The result is the change of the trained
 """
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from opacus import GradSampleModule
 from torch import nn
 
 from covey_agent.workers.errors import WorkerError
 from covey_agent.workers.training.noise import draw_sample
 from covey_agent.workers.training.optimizer import SystemNoiseOptimizer, trained_parameters
+from covey_agent.workers.training.process import return_memory
 from covey_agent.workers.training.task_code import Task
+from covey_agent.workers.training.weights import Weights
 from covey_contract.messages import PrivacyPlan, Scalar
 
-Weights = dict[str, NDArray[np.float32]]
 RECORD_LEVEL = "record"
 NO_PRIVACY = "none"
 _PART = 64  # records whose gradients are held at once
@@ -72,6 +72,12 @@ def train_round(task: Task, weights: Weights, *, x: Any, y: Any, plan: PrivacyPl
     return change
 
 
+def bind_plan(plan: PrivacyPlan, hyperparameters: Mapping[str, Scalar]) -> Callable[[Task, Weights, Any, Any], Weights]:
+    """`train_round` with what the signed invitation fixes for the whole run. Raises TrainingError for bad hyper-parameters."""
+    settings = read_settings(hyperparameters)
+    return lambda task, weights, x, y: train_round(task, weights, x=x, y=y, plan=plan, settings=settings)
+
+
 def trained_weights(model: nn.Module) -> Weights:
     """The parameters that rounds change, by name."""
     return {name: p.detach().numpy().astype(np.float32, copy=True) for name, p in model.named_parameters() if p.requires_grad}
@@ -117,6 +123,7 @@ def _private_steps(
             private.step()
     private.zero_grad()
     wrapped.to_standard_module()  # takes the hooks out, which hold the last batch in a cycle
+    return_memory()
 
 
 def _plain_steps(
