@@ -2,6 +2,9 @@
 
 An import may come without measurements; that needs an explicit word of the caller and is written into the audit record, because
 nothing but the golden inputs then stands between a bad model and the fleet.
+
+Files go into the store first (`store_file`, `store_data`), outside of any transaction: hashing 200 MB must not hold up the
+database. What no release comes to name stays there unused.
 """
 
 from collections.abc import Mapping
@@ -23,6 +26,14 @@ from covey_server.releases.service import begin_release, name_of, order_build, p
 
 
 @dataclass(frozen=True, slots=True)
+class StoredFile:
+    """A file in the blob store."""
+
+    digest: str
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
 class TrainedModel:
     """What a run leaves behind to make a release of."""
 
@@ -34,10 +45,28 @@ class TrainedModel:
     lineage: Lineage  # with epsilon per participant, as the ledger gives it
 
 
+def store_file(path: Path, blobs: BlobStore) -> StoredFile:
+    """Put a file into the store. Raises InvalidInputError for an empty or missing one."""
+    if not path.is_file() or path.stat().st_size == 0:
+        raise InvalidInputError(f"{path.name} is missing or empty")
+    return StoredFile(*blobs.put_file(path))
+
+
+def store_data(path: Path, blobs: BlobStore) -> str:
+    """Put an .npz into the store, return its digest. Raises InvalidInputError."""
+    if not path.is_file():
+        raise InvalidInputError(f"there is no data file {path}")
+    with path.open("rb") as file:
+        # An npz is a zip; anything else is refused here rather than minutes later in the worker.
+        if file.read(4) != b"PK\x03\x04":
+            raise InvalidInputError(f"{path.name} is not an .npz file")
+    return blobs.put_file(path)[0]
+
+
 def import_release(
     session: Session,
     spec: ImportSpec,
-    files: Mapping[str, Path],
+    files: Mapping[str, StoredFile],
     *,
     unmeasured: bool,
     max_accuracy_drop: float,
@@ -58,7 +87,7 @@ def import_release(
     )
     measured = all(variant.quality is not None for variant in spec.variants)
     record(session, "release.imported", actor=actor, subject=name_of(release), detail={"measured": measured})
-    candidates = [judge_variant(_candidate(v, files[v.file], blobs), max_accuracy_drop=max_accuracy_drop) for v in spec.variants]
+    candidates = [judge_variant(_candidate(v, files[v.file]), max_accuracy_drop=max_accuracy_drop) for v in spec.variants]
     publish_release(
         session,
         release,
@@ -78,23 +107,20 @@ def create_release_from_run(
     session: Session,
     trained: TrainedModel,
     *,
-    calibration: Path,
-    held_out: Path | None,
+    calibration: str,
     options: BuildOptions,
-    blobs: BlobStore,
     created_by: str,
+    held_out: str = "",
     version: int | None = None,
     note: str = "",
 ) -> Release:
-    """Order a release of a run's newest weights. The data are copied into the store, so that the build does not depend on the path."""
-    if not trained.checkpoint:
-        raise InvalidInputError(f"run {trained.run} has no weights yet")
+    """Order a release of a run's newest weights; `calibration` and `held_out` are digests of data in the store."""
     request = BuildRequest(
         source="task",
         model=trained.task,
         weights=trained.checkpoint,
-        calibration=_stored_data(calibration, blobs),
-        held_out=_stored_data(held_out, blobs) if held_out else "",
+        calibration=calibration,
+        held_out=held_out,
         labels=list(trained.labels),
         options=options,
         lineage=trained.lineage,
@@ -107,25 +133,21 @@ def create_release_from_file(
     model: str,
     *,
     kind: Literal["onnx", "pt2"],
-    file: Path,
-    calibration: Path,
-    held_out: Path | None,
+    file: str,
+    calibration: str,
     labels: list[str],
     options: BuildOptions,
-    blobs: BlobStore,
     created_by: str,
+    held_out: str = "",
     version: int | None = None,
     note: str = "",
 ) -> Release:
-    """Order a release of an uploaded model file."""
-    digest, length = blobs.put_file(file)
-    if length == 0:
-        raise InvalidInputError("the model file is empty")
+    """Order a release of a model file; `file`, `calibration` and `held_out` are digests of what is in the store."""
     request = BuildRequest(
         source=kind,
-        model=digest,
-        calibration=_stored_data(calibration, blobs),
-        held_out=_stored_data(held_out, blobs) if held_out else "",
+        model=file,
+        calibration=calibration,
+        held_out=held_out,
         labels=labels,
         options=options,
         lineage=Lineage(source="import", note=note),
@@ -133,17 +155,7 @@ def create_release_from_file(
     return order_build(session, model, request, created_by=created_by, version=version, note=note)
 
 
-def _stored_data(path: Path, blobs: BlobStore) -> str:
-    if not path.is_file():
-        raise InvalidInputError(f"there is no data file {path}")
-    with path.open("rb") as file:
-        # An npz is a zip; anything else is refused here rather than minutes later in the worker.
-        if file.read(4) not in {b"PK\x03\x04", b"PK\x05\x06"}:
-            raise InvalidInputError(f"{path.name} is not an .npz file")
-    return blobs.put_file(path)[0]
-
-
-def _check_import(spec: ImportSpec, files: Mapping[str, Path], *, unmeasured: bool) -> None:
+def _check_import(spec: ImportSpec, files: Mapping[str, StoredFile], *, unmeasured: bool) -> None:
     names = [variant.name for variant in spec.variants]
     if len(set(names)) != len(names):
         raise InvalidInputError(f"each variant may be named once, got {', '.join(names)}")
@@ -158,15 +170,14 @@ def _check_import(spec: ImportSpec, files: Mapping[str, Path], *, unmeasured: bo
         raise InvalidInputError(fault)
 
 
-def _candidate(variant: ImportedVariant, file: Path, blobs: BlobStore) -> Candidate:
-    digest, length = blobs.put_file(file)
+def _candidate(variant: ImportedVariant, file: StoredFile) -> Candidate:
     return Candidate(
         name=variant.name,
         precision=variant.precision,
         runtime=variant.runtime,
         min_runtime_version=variant.min_runtime_version,
-        artifact=digest,
-        length=length,
+        artifact=file.digest,
+        length=file.length,
         input=variant.input,
         output=variant.output,
         golden_tolerance=variant.golden_tolerance,

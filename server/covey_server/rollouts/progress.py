@@ -11,11 +11,11 @@ from covey_server.audit.service import record
 from covey_server.parts import Director, Parts
 from covey_server.releases.models import ReleaseState
 from covey_server.releases.service import get_release, name_of
+from covey_server.rollouts.acts import LIVE_STATES, OPEN_STATES, count_devices, get_rollout, skip_pending, tell
 from covey_server.rollouts.models import Rollout, RolloutDevice, RolloutDeviceState, RolloutState
 from covey_server.rollouts.orders import send_phase, take_back
 from covey_server.rollouts.phases import parse_phases
 from covey_server.rollouts.rules import Decision, PhaseOutcome, is_overdue, judge_phase, next_state
-from covey_server.rollouts.acts import LIVE_STATES, OPEN_STATES, count_devices, get_rollout, skip_pending, tell
 from covey_server.triggers.models import Severity
 from covey_server.triggers.service import raise_alert
 

@@ -14,7 +14,7 @@ from covey_server.audit.models import AuditEvent
 from covey_server.devices.models import Device, DeviceState
 from covey_server.errors import ConflictError, InvalidInputError, NotFoundError
 from covey_server.outbox import LiveEvent, OutboxMessage
-from covey_server.releases.imports import import_release
+from covey_server.releases.imports import import_release, store_file
 from covey_server.releases.service import id_of, withdraw_release
 from covey_server.rollouts.desired import republish_desired
 from covey_server.rollouts.handlers import on_reported
@@ -37,7 +37,7 @@ class Fleet(Bench):
             release = import_release(
                 session,
                 import_spec(),
-                {"onnx-int8.onnx": file},
+                {"onnx-int8.onnx": store_file(file, self.parts.blobs)},
                 unmeasured=False,
                 max_accuracy_drop=0.01,
                 blobs=self.parts.blobs,
