@@ -50,13 +50,18 @@ def run_child(module: str, job: Struct, answer: type[T], *, what: str, timeout_s
 
 
 def die_with_parent() -> None:
-    """Called in a child: ask the kernel to kill it when its parent dies, so that a killed worker leaves no orphan. Linux only."""
+    """Called by a child: ask the kernel to kill it when its parent dies, so that a killed worker leaves no orphan. Linux only."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
+def end_cleanly_on_terminate() -> None:
+    """Called by a program: SIGTERM unwinds like an error, so that scratch files and children are removed."""
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+
+
 def claim_stdout() -> IO[bytes]:
-    """Called in a child: the real standard output; what libraries print from now on goes to standard error."""
+    """Called by a child: the real standard output; what libraries print from now on goes to standard error."""
     sys.stdout.flush()
     real = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)

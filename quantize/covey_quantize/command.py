@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from covey_quantize.child import end_cleanly_on_terminate
 from covey_quantize.errors import QuantizeError, RequestError
 from covey_quantize.pipeline import quantize_model
 from covey_quantize.plan import KNOWN
@@ -82,6 +83,7 @@ def quantize(
 
 def run() -> int:
     """Run the command and return its exit code."""
+    end_cleanly_on_terminate()
     warnings.simplefilter("ignore")  # exporters' notes to their own authors would drown ours
     logging.getLogger("covey_quantize").setLevel(logging.ERROR)
     try:

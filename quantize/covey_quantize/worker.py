@@ -13,7 +13,7 @@ from typing import IO
 import msgspec
 from msgspec import Struct
 
-from covey_quantize.child import claim_stdout, die_with_parent
+from covey_quantize.child import claim_stdout, die_with_parent, end_cleanly_on_terminate
 from covey_quantize.errors import QuantizeError, RequestError
 from covey_quantize.pipeline import quantize_model
 from covey_quantize.report import QuantizeReport
@@ -40,6 +40,7 @@ Line = Progress | Finished | Failed
 def main() -> int:
     """Do the one request on standard input and return the exit code."""
     die_with_parent()
+    end_cleanly_on_terminate()
     answers = claim_stdout()
     try:
         request = _read_request(sys.stdin.buffer)
