@@ -30,6 +30,11 @@ class BrokerFiles:
         return self.folder / "users.conf"
 
     @property
+    def pending(self) -> Path:
+        """Exists while `users` holds a table that the broker may not have taken yet."""
+        return self.folder / "users.pending"
+
+    @property
     def lock(self) -> Path:
         """Held while `users` is rewritten, because API and worker both do."""
         return self.folder / "users.lock"

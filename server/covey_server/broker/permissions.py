@@ -60,10 +60,13 @@ class NatsPermissions:
         self.files.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         with self._locked():
             table = users_file(devices)
-            if self.files.users.exists() and self.files.users.read_text("utf-8") == table:
+            is_same = self.files.users.exists() and self.files.users.read_text("utf-8") == table
+            if is_same and not self.files.pending.exists():
                 return
+            self.files.pending.touch()  # before the table: whoever dies in between has left a note that it must be applied
             write_whole(self.files.users, table)
             self._reload()
+            self.files.pending.unlink()
 
     def _reload(self) -> None:
         pid = self._broker_pid()
@@ -72,10 +75,8 @@ class NatsPermissions:
         start = self.files.log.stat().st_size if self.files.log.exists() else 0
         os.kill(pid, signal.SIGHUP)
         answer = _await_line(lambda: self._log_since(start), (_RELOADED, _RELOAD_FAILED), timeout_s=self.reload_timeout_s)
-        if answer == _RELOADED:
-            return
-        self.files.users.unlink()  # so that the next try does not take an unchanged table for an applied one
-        raise UnavailableError(f"the broker did not take its new table of users; see {self.files.log}")
+        if answer != _RELOADED:
+            raise UnavailableError(f"the broker did not take its new table of users; see {self.files.log}")
 
     def _broker_pid(self) -> int | None:
         """The running broker's pid; None if there is none. The pid file may be left over from before a power cut."""

@@ -1,0 +1,183 @@
+"""The broker's table as text, and what happens when the broker is away, stuck or gone."""
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.fakes.nats_broker import running_broker
+from tests.fakes.services import require
+
+from covey_contract.errors import InvalidIdError
+from covey_contract.ids import DeviceId
+from covey_server.broker.binary import PACKAGE, check_version, find_binary
+from covey_server.broker.embedded import broker_config
+from covey_server.broker.external import DeviceList, permissions_of
+from covey_server.broker.files import BrokerFiles
+from covey_server.broker.permissions import NatsPermissions, users_file
+from covey_server.devices.authority import KeyFiles
+from covey_server.errors import InvalidInputError, UnavailableError
+from covey_server.settings import BrokerSettings, Settings
+
+DEVICES = [DeviceId("cam-2"), DeviceId("cam-1")]
+
+
+@pytest.fixture
+def permissions(tmp_path: Path) -> NatsPermissions:
+    return NatsPermissions(BrokerFiles(tmp_path / "broker"), reload_timeout_s=0.05)
+
+
+def test_a_device_may_publish_and_read_its_own_and_nothing_else() -> None:
+    line = next(line for line in users_file(DEVICES).splitlines() if 'user: "cam-1"' in line)
+    assert 'publish: ["covey.v1.d.cam-1.up.>", "covey.v1.d.cam-1.status"]' in line
+    assert 'subscribe: ["covey.v1.d.cam-1.down", "covey.v1.d.cam-1.down.>", "covey.v1.a", "covey.v1.a.>", "$MQTT.sub.>"]' in line
+    assert 'allowed_connection_types: ["MQTT"]' in line
+
+
+def test_the_table_is_the_same_for_the_same_devices() -> None:
+    assert users_file(DEVICES) == users_file([*reversed(DEVICES), DEVICES[0]])
+
+
+@pytest.mark.parametrize("device", ['x"}', "a b", "*", ">", "a.b", "cam-1\n", ""])
+def test_nothing_but_ids_becomes_configuration(permissions: NatsPermissions, device: str) -> None:
+    permissions.apply(DEVICES)
+    with pytest.raises(InvalidIdError):
+        permissions.apply([DeviceId(device)])
+    assert permissions.files.users.read_text() == users_file(DEVICES)
+
+
+def test_without_a_broker_the_table_waits_for_it(permissions: NatsPermissions) -> None:
+    permissions.apply(DEVICES)
+    assert permissions.files.users.read_text() == users_file(DEVICES)
+
+
+@pytest.mark.parametrize("pid", ["", "nonsense", "999999999", "0x1"])
+def test_a_pid_file_that_was_left_over_is_no_broker(permissions: NatsPermissions, pid: str) -> None:
+    permissions.files.folder.mkdir()
+    permissions.files.pid.write_text(pid)
+    permissions.apply(DEVICES)
+
+
+@pytest.fixture
+def bystander() -> Iterator[subprocess.Popen[bytes]]:
+    """A process that would end on SIGHUP."""
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    yield process
+    process.kill()
+    process.communicate()
+
+
+def test_a_process_that_took_the_brokers_pid_is_left_alone(permissions: NatsPermissions, bystander: subprocess.Popen[bytes]) -> None:
+    permissions.files.folder.mkdir()
+    permissions.files.pid.write_text(str(bystander.pid))
+    permissions.apply(DEVICES)
+    assert bystander.poll() is None
+
+
+def test_the_list_is_read_while_the_lock_is_held(permissions: NatsPermissions) -> None:
+    """A list read before could undo what another process has applied in between."""
+
+    def devices() -> Iterator[DeviceId]:
+        code = "import fcntl, sys; fcntl.flock(open(sys.argv[1], 'w'), fcntl.LOCK_EX | fcntl.LOCK_NB)"
+        tried = subprocess.run([sys.executable, "-S", "-c", code, str(permissions.files.lock)], capture_output=True, check=False)
+        assert b"BlockingIOError" in tried.stderr
+        yield DEVICES[0]
+
+    permissions.apply(devices())
+    assert permissions.files.users.read_text() == users_file(DEVICES[:1])
+
+
+def _apply_many(folder: Path, prefix: str) -> None:
+    permissions = NatsPermissions(BrokerFiles(folder))
+    for count in range(1, 20):
+        permissions.apply([DeviceId(f"{prefix}-{number}") for number in range(count)])
+
+
+def test_processes_that_apply_at_once_leave_a_whole_table(tmp_path: Path) -> None:
+    workers = [multiprocessing.Process(target=_apply_many, args=(tmp_path / "broker", prefix)) for prefix in ("api", "worker")]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(30)
+    tables = {users_file([DeviceId(f"{prefix}-{number}") for number in range(19)]) for prefix in ("api", "worker")}
+    assert (tmp_path / "broker" / "users.conf").read_text() in tables
+
+
+@pytest.mark.broker
+def test_a_broker_that_does_not_take_the_table_is_reported_and_asked_again(tmp_path: Path) -> None:
+    require(_installed(), PACKAGE)
+    with running_broker(tmp_path, devices=["cam-1"]) as broker:
+        assert broker.process.popen is not None
+        slow = NatsPermissions(broker.permissions.files, reload_timeout_s=0.1)
+        os.kill(broker.process.popen.pid, signal.SIGSTOP)
+        try:
+            with pytest.raises(UnavailableError):
+                slow.apply(DEVICES)
+        finally:
+            os.kill(broker.process.popen.pid, signal.SIGCONT)
+        assert slow.files.users.read_text() == users_file(DEVICES)  # a broker that restarts now finds a table
+        broker.permissions.apply(DEVICES)
+        broker.connect("cam-2")
+
+
+@pytest.mark.broker
+def test_the_pinned_binary_is_the_upstream_broker() -> None:
+    require(_installed(), PACKAGE)
+    binary = find_binary(BrokerSettings())
+    assert check_version(binary) == "2.15.1"
+    data = binary.read_bytes()
+    assert b"mod\tgithub.com/nats-io/nats-server/v2\tv2.15.1" in data  # Go's build information
+
+
+def _installed() -> bool:
+    try:
+        return find_binary(BrokerSettings()).exists()
+    except UnavailableError:
+        return False
+
+
+@pytest.mark.parametrize("says", ["nats-server: v2.9.10", "nats-server: v2.14.2", "mosquitto version 2.0.11", ""])
+def test_an_old_or_foreign_binary_is_refused(tmp_path: Path, says: str) -> None:
+    binary = tmp_path / "nats-server"
+    binary.write_text(f"#!/bin/sh\necho '{says}'\n")
+    binary.chmod(0o755)
+    with pytest.raises(InvalidInputError):
+        check_version(find_binary(BrokerSettings(nats_server=str(binary))))
+
+
+def test_a_binary_that_does_not_exist_is_refused() -> None:
+    with pytest.raises(InvalidInputError, match="no program"):
+        find_binary(BrokerSettings(nats_server="/nowhere/nats-server"))
+
+
+def test_the_configuration_asks_every_listener_for_certificates_and_opens_no_monitoring(tmp_path: Path) -> None:
+    settings = Settings(work_dir=tmp_path / 'a "quoted" folder')
+    files = BrokerFiles.of(settings)
+    keys = KeyFiles(tmp_path / "c.crt", tmp_path / "c.key", tmp_path / "ca.crt")
+    text = broker_config(settings, files=files, keys=keys)
+    assert text.count("verify_and_map: true") == 2
+    assert 'listen: "127.0.0.1:-1"' in text
+    assert 'listen: "127.0.0.1:8883"' in text
+    for never in ("no_auth_user", "http:", "http_port", "https:", "monitor_port", "websocket", "leafnodes"):
+        assert never not in text
+    assert f"max_payload: {128 * 1024 + 4096}" in text
+
+
+def test_a_table_that_was_written_and_not_taken_is_applied_again(permissions: NatsPermissions) -> None:
+    permissions.apply(DEVICES)
+    permissions.files.pending.touch()  # as kill -9 between writing and reloading leaves it
+    permissions.apply(DEVICES)
+    assert not permissions.files.pending.exists()
+
+
+def test_an_external_broker_gets_a_list(tmp_path: Path) -> None:
+    settings = Settings(work_dir=tmp_path, broker=BrokerSettings(kind="external"))
+    permissions = permissions_of(settings)
+    assert isinstance(permissions, DeviceList)
+    permissions.apply(DEVICES)
+    assert settings.path("broker", "devices.txt").read_text() == "cam-1\ncam-2\n"
+    assert isinstance(permissions_of(Settings(work_dir=tmp_path)), NatsPermissions)
