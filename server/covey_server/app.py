@@ -77,14 +77,14 @@ def build_api(parts: Parts) -> FastAPI:
         devices_api,
         releases_api,
         rollouts_api,
-        federation_api,
-        privacy_api,
         telemetry_api,
         triggers_api,
         audit_api,
         access_api,
     ):
         app.include_router(edge.router)
+    for edge_below in (federation_api, privacy_api):
+        app.include_router(edge_below.router, prefix="/api/v1")
     app.include_router(console.router)
     console.mount(app)
     return app

@@ -103,7 +103,8 @@ def demo(
     report: Annotated[Path | None, typer.Option(help="Where to write report.json. Default: in the work folder.")] = None,
 ) -> None:
     """The main job in front of you: train with privacy, quantize, ship, serve, break things, watch them roll back."""
-    from covey_server.demo.story import DemoOptions, run_demo  # noqa: PLC0415 - loads the whole server
+    from covey_server.demo.stage import DemoOptions  # noqa: PLC0415 - loads the whole server
+    from covey_server.demo.story import run_demo  # noqa: PLC0415
 
     options = DemoOptions(devices=devices, partners=partners, rounds=rounds, seed=seed, work_dir=workdir, stay=not exit_, report=report)
     raise typer.Exit(run_demo(options))

@@ -18,14 +18,16 @@ def enrol(stage: Stage) -> None:
             progress.update(bar, advance=1, note=participant)
         bar = progress.add_task("online", total=len(stage.participants), note="")
 
-        def online() -> int:
+        def online() -> bool:
             devices = [stage.call().get(f"/devices/{participant}") for participant in stage.participants]
             count = sum(device["presence"] == "online" and bool(device["reported"]) for device in devices)
             progress.update(bar, completed=count)
-            return count == len(stage.participants)
+            return bool(count == len(stage.participants))
 
         stage.wait("all participants are online by mTLS", online, timeout_s=90)
-    stage.narrator.good(f"{len(stage.devices)} devices and {len(stage.partners)} partners enrolled: key and CSR made on the device, token used once")
+    stage.narrator.good(
+        f"{len(stage.devices)} devices and {len(stage.partners)} partners enrolled: key and CSR made on the device, token used once"
+    )
 
 
 def _split_data(stage: Stage) -> None:
@@ -43,7 +45,9 @@ def _split_data(stage: Stage) -> None:
         ],
         timeout_s=120,
     )
-    stage.narrator.line("real handwritten digits (MNIST, shipped inside a pip package), split unevenly; each participant reads only its own file")
+    stage.narrator.line(
+        "real handwritten digits (MNIST, shipped inside a pip package), split unevenly; each participant reads only its own file"
+    )
     for line in sizes.strip().splitlines():
         stage.narrator.line(f"[dim]{line}[/dim]")
 
@@ -61,12 +65,6 @@ def _enrol_one(stage: Stage, participant: str, progress: Progress) -> None:
     stage.troupe.call("data add", [agent, "data", "add", "digits", str(stage.share(participant)), "--state-dir", state_dir], timeout_s=30)
     task = str(stage.example("digits", "task.py"))
     stage.troupe.call("policy allow-task", [agent, "policy", "allow-task", task, "--state-dir", state_dir], timeout_s=30)
-    epsilon = stage.tight_budget if participant == stage.tight_participant else stage.budget
-    stage.troupe.call(
-        "policy set-budget",
-        [agent, "policy", "set-budget", "digits", str(epsilon), "--delta", str(stage.delta), "--state-dir", state_dir],
-        timeout_s=30,
-    )
     environment = quiet_environment()
     if participant == stage.cut_off_device and stage.cable is not None:
         environment["COVEY_AGENT_BROKER__PORT"] = str(stage.cable.port)

@@ -1,7 +1,6 @@
 """Step 6: an application on each device asks its own agent about real pictures; what it measures reaches the server."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +16,11 @@ def answers_of(stage: Stage, device: str) -> Path:
     return stage.work_dir / "answers" / f"{device}.jsonl"
 
 
-def read_answers(stage: Stage, device: str) -> Iterator[dict[str, Any]]:
-    """Every answer so far."""
+def read_answers(stage: Stage, device: str) -> list[dict[str, Any]]:
+    """Every answer so far; a line that is being written is left for the next time."""
     path = answers_of(stage, device)
-    if not path.exists():
-        return
-    for line in path.read_text("utf-8").splitlines():
-        if line.endswith("}"):
-            yield json.loads(line)
+    lines = path.read_text("utf-8").splitlines() if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("}")]
 
 
 def start_applications(stage: Stage) -> None:
@@ -49,7 +45,7 @@ def serve(stage: Stage) -> None:
         bars = {device: progress.add_task(f"{device} answers", total=_ENOUGH, note="") for device in stage.devices}
 
         def asked_enough() -> bool:
-            counts = {device: sum(1 for _ in read_answers(stage, device)) for device in stage.devices}
+            counts = {device: len(read_answers(stage, device)) for device in stage.devices}
             for device, count in counts.items():
                 progress.update(bars[device], completed=min(count, _ENOUGH))
             return min(counts.values()) >= _ENOUGH
@@ -57,7 +53,7 @@ def serve(stage: Stage) -> None:
         stage.wait("applications get answers", asked_enough, timeout_s=60)
     measured = {}
     for device in stage.devices:
-        answers = list(read_answers(stage, device))
+        answers = read_answers(stage, device)
         good = [answer for answer in answers if "error" not in answer]
         right = sum(answer["label"] == answer["truth"] for answer in good)
         milliseconds = sorted(answer["ms"] for answer in good)
@@ -67,17 +63,19 @@ def serve(stage: Stage) -> None:
             "accuracy": round(right / max(1, len(good)), 3),
             "p50_ms": milliseconds[len(milliseconds) // 2] if milliseconds else None,
         }
-        stage.narrator.line(f"{device}: {len(answers)} pictures, {measured[device]['accuracy']:.0%} right, p50 {measured[device]['p50_ms']} ms")
+        stage.narrator.line(
+            f"{device}: {len(answers)} pictures, {measured[device]['accuracy']:.0%} right, p50 {measured[device]['p50_ms']} ms"
+        )
     stage.held("every request was answered", all(entry["failed"] == 0 for entry in measured.values()))
 
     def arrived() -> bool:
-        return all(stored_readings(stage, device, "infer") > 0 for device in stage.devices)
+        return all({"infer", "system"} <= kinds_stored(stage, device) for device in stage.devices)
 
     stage.wait("readings arrive at the server", arrived, timeout_s=60)
     stage.narrator.good("latency, throughput, confidence, class mix and system health arrive, acknowledged end to end")
     stage.note("inference", measured)
 
 
-def stored_readings(stage: Stage, device: str, kind: str) -> int:
-    """How many readings of a kind the server holds for a device."""
-    return int(stage.call().get(f"/devices/{device}/readings/count", kind=kind)["count"])
+def kinds_stored(stage: Stage, device: str) -> set[str]:
+    """The kinds of readings that the server holds of a device."""
+    return {latest["kind"] for latest in stage.call().get(f"/devices/{device}/readings/latest")["latest"]}

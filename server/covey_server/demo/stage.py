@@ -46,6 +46,9 @@ class Stage:
     api: ApiClient | None = None
     console_url: str = ""
     broker_port: int = 0
+    run: str = ""  # id of the federated run
+    release: int = 0  # id of the release that devices serve
+    budgets: dict[str, float] = field(default_factory=dict)  # participant -> epsilon that it allows
     cable: Cable | None = None
     report: dict[str, Any] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
@@ -69,6 +72,16 @@ class Stage:
     def cut_off_device(self) -> str:
         """The device whose cable is pulled: the last one, so that it is not the canary."""
         return self.devices[-1]
+
+    @property
+    def careful_participant(self) -> str:
+        """The partner whose budget will not last for all rounds."""
+        return self.partners[-1]
+
+    @property
+    def accuracy_goal(self) -> float:
+        """What the private model must reach; a run of very few rounds has learnt less."""
+        return 0.80 if self.options.rounds >= 6 else 0.70
 
     @property
     def server_dir(self) -> Path:
