@@ -41,12 +41,15 @@ jetstream {{ store_dir: {store}, max_mem: 64MB, max_file: {store_max_mb}MB }}
 mqtt {{
   listen: {listen}
   tls {{ {tls} }}
-  ack_wait: "60s"
+  ack_wait: "{ack_wait_s}s"
   max_ack_pending: {max_ack_pending}
   reject_qos2_publish: true
 }}
 include {users}
 """
+# When what was delivered and never acknowledged comes again, also to a session that has reconnected meanwhile. Longer than a
+# chunk group takes on a slow link, or the broker would send it twice.
+ACK_WAIT_S = 30
 MAX_ACK_PENDING = 2000  # unacknowledged messages a subscription; the gateway's queue holds as many
 
 
@@ -92,6 +95,7 @@ def broker_config(settings: Settings, *, files: BrokerFiles, keys: KeyFiles) -> 
         store=_path(files.store),
         store_max_mb=settings.broker.store_max_mb,
         listen=json.dumps(f"[{host}]:{settings.broker.port}" if ":" in host else f"{host}:{settings.broker.port}"),
+        ack_wait_s=ACK_WAIT_S,
         max_ack_pending=MAX_ACK_PENDING,
         users=f"./{files.users.name}",
     )

@@ -64,7 +64,7 @@ class BrokerLink:
 
     @property
     def is_connected(self) -> bool:
-        """Whether the broker is there now."""
+        """Whether the broker is there now and sends us what devices say."""
         return self._connected.is_set()
 
     @property
@@ -107,7 +107,7 @@ class BrokerLink:
     def acknowledge(self, message: Incoming) -> None:
         """Tell the broker that a message is dealt with."""
         with self._lock:
-            if message.qos > 0 and message.connection == self._connections and self.is_connected:
+            if message.qos > 0 and message.connection == self._connections:
                 self._client.ack(message.mid, message.qos)
 
     def _make_client(self, keys: KeyFiles, *, client_id: str, clean: bool) -> mqtt.Client:
@@ -123,6 +123,7 @@ class BrokerLink:
         client.max_queued_messages_set(_MAX_QUEUED)
         client.suppress_exceptions = True  # an exception would end paho's thread; it logs it and goes on
         client.on_connect = self._connect_done
+        client.on_subscribe = self._subscribed
         client.on_disconnect = self._disconnected
         client.on_message = self._received
         return client
@@ -134,7 +135,17 @@ class BrokerLink:
         with self._lock:
             self._connections += 1
         if self._filters:
-            client.subscribe([(topic, 1) for topic in self._filters])
+            client.subscribe([(topic, 1) for topic in self._filters])  # ready when the broker has answered
+        else:
+            self._ready()
+
+    def _subscribed(self, _client: mqtt.Client, _user: Any, _mid: int, reasons: Any, _properties: Any) -> None:
+        refused = [topic for topic, reason in zip(self._filters, reasons, strict=False) if reason.is_failure]
+        if refused:
+            logger.error("the broker lets the server not hear %s; check its table of users", ", ".join(refused))
+        self._ready()
+
+    def _ready(self) -> None:
         self._connected.set()
         logger.info("connected to the broker at %s:%s", *self._address)
 
