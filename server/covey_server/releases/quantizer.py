@@ -153,30 +153,35 @@ def run_quantizer(
             env=os.environ | {"OMP_NUM_THREADS": "1"},
             start_new_session=True,  # so that it can be killed with all its children
         )
+    lines: Queue[bytes | None] = Queue()
+    reader = threading.Thread(target=_read_lines, args=(process.stdout, lines), name="quantizer-lines", daemon=True)
+    reader.start()
     try:
-        return _converse(process, request, limits, on_progress=on_progress, stopped=stopped, log=log)
+        _hand_over(process, request)
+        return _listen(process, lines, limits, on_progress=on_progress, stopped=stopped, log=log)
     finally:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+        reader.join(5.0)
 
 
-def _converse(
+def _hand_over(process: subprocess.Popen[bytes], request: QuantizeRequest) -> None:
+    if process.stdin is None:
+        raise QuantizerError("the quantizer was started without a pipe")
+    with suppress(BrokenPipeError), process.stdin as stdin:  # if it died at once, its exit code says how
+        stdin.write(msgspec.json.encode(request) + b"\n")
+
+
+def _listen(
     process: subprocess.Popen[bytes],
-    request: QuantizeRequest,
+    lines: "Queue[bytes | None]",
     limits: QuantizerLimits,
     *,
     on_progress: Callable[[Progress], None],
     stopped: threading.Event,
     log: Path,
 ) -> QuantizeReport:
-    if process.stdin is None or process.stdout is None:
-        raise QuantizerError("the quantizer was started without pipes")
-    with suppress(BrokenPipeError):  # it died at once; its exit code says how
-        process.stdin.write(msgspec.json.encode(request) + b"\n")
-        process.stdin.close()
-    lines: Queue[bytes | None] = Queue()
-    threading.Thread(target=_read_lines, args=(process.stdout, lines), name="quantizer-lines", daemon=True).start()
     deadline = time.monotonic() + limits.timeout_s
     while True:
         _check_limits(process, limits, deadline)
@@ -197,9 +202,10 @@ def _converse(
                 raise QuantizerError(_how_it_ended(process, log))
 
 
-def _read_lines(stream: IO[bytes], lines: Queue[bytes | None]) -> None:
-    while line := stream.readline(_MAX_LINE_BYTES):
-        lines.put(line)
+def _read_lines(stream: IO[bytes], lines: "Queue[bytes | None]") -> None:
+    with stream:
+        while line := stream.readline(_MAX_LINE_BYTES):
+            lines.put(line)
     lines.put(None)
 
 
