@@ -57,9 +57,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as work:
         db = open_database(Path(work))
         with db.begin() as session:
-            if wanted.empty:
-                console_data.add_users(session, now=utc_now())
-            else:
+            console_data.add_users(session, now=utc_now())
+            if not wanted.empty:
                 console_data.fill(session, now=utc_now())
         with serve_console(db, folder=Path(work)) as address, open_chromium(executable) as browser:
             for size in SIZES:

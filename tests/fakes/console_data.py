@@ -49,8 +49,7 @@ def digest_of(name: str) -> str:
 
 
 def fill(session: Session, *, now: datetime) -> None:
-    """Write the whole fleet; `now` is the moment at which somebody looks at it."""
-    add_users(session, now=now)
+    """Write the whole fleet but users; `now` is the moment at which somebody looks at it."""
     _add_devices(session, now)
     session.flush()
     _add_releases(session, now)
@@ -64,7 +63,7 @@ def fill(session: Session, *, now: datetime) -> None:
 
 
 def add_users(session: Session, *, now: datetime) -> None:
-    """An operator and a viewer, both with PASSWORD."""
+    """An operator and a viewer, both with PASSWORD; slow, as password hashing must be."""
     create_user(session, "olga", password=PASSWORD, role=Role.OPERATOR, actor="system", now=now)
     create_user(session, "viktor", password=PASSWORD, role=Role.VIEWER, actor="system", now=now)
 
@@ -397,6 +396,17 @@ def _add_happenings(session: Session, now: datetime) -> None:
     )
     session.add(
         Alert(
+            at=now - timedelta(hours=20),
+            severity=Severity.INFO,
+            what="run_completed",
+            detail="digits reached 83.1 % with 4 of 5 participants",
+            subject=RUN,
+            acknowledged_at=now - timedelta(hours=19),
+            acknowledged_by="user:olga",
+        )
+    )
+    session.add(
+        Alert(
             at=now - timedelta(minutes=22),
             severity=Severity.CRITICAL,
             what="rollout_halted",
@@ -412,17 +422,6 @@ def _add_happenings(session: Session, now: datetime) -> None:
             detail="the runtime child died with signal 11; digits v1 serves again after 412 ms",
             device_id="jetson-dock",
             subject=HALTED,
-        )
-    )
-    session.add(
-        Alert(
-            at=now - timedelta(hours=20),
-            severity=Severity.INFO,
-            what="run_completed",
-            detail="digits reached 83.1 % with 4 of 5 participants",
-            subject=RUN,
-            acknowledged_at=now - timedelta(hours=19),
-            acknowledged_by="user:olga",
         )
     )
     for age, actor, action, subject, detail in (

@@ -10,7 +10,8 @@ import asyncio
 import json
 import logging
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -61,7 +62,7 @@ class LiveFeed:
         self._grown = asyncio.Condition()
         self._closed = False
 
-    async def listen(self, after: int | None) -> AsyncIterator[Told]:
+    async def listen(self, after: int | None) -> AsyncGenerator[Told, None]:
         """Every event with an id above `after` (None: from now on), for as long as the caller takes them."""
         self._listeners += 1
         try:
@@ -172,9 +173,10 @@ def feed_of(request: Request) -> LiveFeed:
 
 async def _stream(feed: LiveFeed, after: int | None) -> AsyncIterator[ServerSentEvent]:
     yield ServerSentEvent(comment="covey", retry=2000, sep="\n")
-    async for event in feed.listen(after):
-        # Without an SSE event name, so that one listener in the browser hears every name, also those it does not know yet.
-        yield ServerSentEvent(data=json.dumps({"name": event.name, "data": event.data}), id=str(event.id), sep="\n")
+    async with aclosing(feed.listen(after)) as events:  # so that a broken stream leaves the feed at once
+        async for event in events:
+            # Without an SSE event name, so that one listener in the browser hears every name, also those it does not know yet.
+            yield ServerSentEvent(data=json.dumps({"name": event.name, "data": event.data}), id=str(event.id), sep="\n")
 
 
 def _told(row: LiveEvent) -> Told:
