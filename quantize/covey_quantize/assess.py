@@ -49,13 +49,30 @@ def measure(made: Made, inputs: Path, reference: Reference, *, limits: Limits) -
         return Assessed(made, None, f"the runtime did not survive it: {exc.reason}")
 
 
-def time_all(assessed: list[Assessed], inputs: Path, *, limits: Limits) -> dict[str, float]:
-    """Median milliseconds by variant name, of those that run. Raises ChildFailedError."""
+def time_all(assessed: list[Assessed], inputs: Path, *, limits: Limits) -> tuple[list[Assessed], dict[str, float]]:
+    """Median milliseconds by variant name; one that does not survive being run many times over counts as failed."""
     alive = [entry.made for entry in assessed if entry.measured is not None]
-    if not alive:
+    try:
+        return assessed, _timed(alive, inputs, limits)
+    except ChildFailedError:
+        latencies: dict[str, float] = {}  # somebody took the others along: each alone, to find out who
+    outcomes = []
+    for entry in assessed:
+        outcome = entry
+        if entry.measured is not None:
+            try:
+                latencies |= _timed([entry.made], inputs, limits)
+            except ChildFailedError as exc:
+                outcome = Assessed(entry.made, None, f"the runtime did not survive running it repeatedly: {exc.reason}")
+        outcomes.append(outcome)
+    return outcomes, latencies
+
+
+def _timed(made: list[Made], inputs: Path, limits: Limits) -> dict[str, float]:
+    if not made:
         return {}
-    latencies = measure_latency([(made.path, made.plan.runtime) for made in alive], inputs, limits=limits)
-    return {made.plan.name: latency for made, latency in zip(alive, latencies, strict=True)}
+    latencies = measure_latency([(entry.path, entry.plan.runtime) for entry in made], inputs, limits=limits)
+    return {entry.plan.name: latency for entry, latency in zip(made, latencies, strict=True)}
 
 
 def report_variant(entry: Assessed, reference: Reference, bounds: judge.Bounds, *, latency_ms: float | None) -> VariantReport:

@@ -17,7 +17,7 @@ import numpy as np
 
 from covey_quantize import assess, judge, plan, prepare
 from covey_quantize.backends import onnx, tflite
-from covey_quantize.errors import ChildFailedError, ConversionError
+from covey_quantize.errors import ConversionError
 from covey_quantize.golden import pack_golden
 from covey_quantize.measure import Limits
 from covey_quantize.package import check_output, publish, scratch_beside
@@ -69,9 +69,9 @@ def quantize_model(request: QuantizeRequest, *, progress: Listener = lambda _: N
             made_tflite, failed = _make_tflite(request, planned, source, data, scratch)
             missing += failed
         with journal.step("measure", f"{len(made + made_tflite)} variants on {len(data.held_out)} held-out samples"):
-            variants, notes = _measured(request, made + made_tflite, data, reference, scratch, limits)
+            variants = _measured(request, made + made_tflite, data, reference, scratch, limits)
         with journal.step("package", str(out)):
-            report = _report(request, source, data, model, reference, variants, missing, notes, journal.seconds)
+            report = _report(request, source, data, model, reference, variants, missing, journal.seconds)
             files = {variant.file: scratch / variant.file for variant in report.accepted()}
             publish(files, encode_report(report), out, scratch)
     return report
@@ -116,19 +116,13 @@ def _make_tflite(
 
 def _measured(
     request: QuantizeRequest, made: list[assess.Made], data: Data, reference: Reference, scratch: Path, limits: Limits
-) -> tuple[list[VariantReport], list[str]]:
+) -> list[VariantReport]:
     inputs = scratch / "held_out.npy"
     np.save(inputs, data.held_out.x)
     assessed = [assess.measure(entry, inputs, reference, limits=limits) for entry in made]
-    notes: list[str] = []
-    try:
-        latencies = assess.time_all(assessed, inputs, limits=limits)
-    except ChildFailedError as exc:
-        latencies = {}
-        notes.append(f"latency is unknown: {exc}")
+    assessed, latencies = assess.time_all(assessed, inputs, limits=limits)
     bounds = judge.Bounds(request.max_accuracy_drop, request.max_relative_error)
-    reports = [assess.report_variant(entry, reference, bounds, latency_ms=latencies.get(entry.made.plan.name)) for entry in assessed]
-    return reports, notes
+    return [assess.report_variant(entry, reference, bounds, latency_ms=latencies.get(entry.made.plan.name)) for entry in assessed]
 
 
 def _report(
@@ -139,7 +133,6 @@ def _report(
     reference: Reference,
     variants: list[VariantReport],
     missing: list[Missing],
-    notes: list[str],
     seconds: dict[str, float],
 ) -> QuantizeReport:
     return QuantizeReport(
@@ -158,7 +151,7 @@ def _report(
         variants=variants,
         missing=missing,
         golden=pack_golden(data.held_out.x[reference.goldens], reference.outputs[reference.goldens]),
-        notes=[*data.notes, *reference.notes, *notes],
+        notes=[*data.notes, *reference.notes],
         tools=_tool_versions(),
         seconds=dict(seconds),
     )

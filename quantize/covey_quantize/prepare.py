@@ -121,7 +121,7 @@ def find_reference(request: QuantizeRequest, source: Source, model: FloatModel, 
         onnx=Measured(onnx.outputs[:count], onnx.together, onnx.input, onnx.output, onnx.memory),
         classes=classes,
         accuracy_is="accuracy" if data.held_out.y is not None else "agreement",
-        goldens=golden.choose_goldens(by_class, wanted, seed=request.seed),
+        goldens=golden.choose_goldens(by_class, wanted, seed=request.seed, decided=golden.is_decided(outputs)),
         labels=labels,
         notes=notes,
     )

@@ -5,7 +5,7 @@ import pytest
 
 from covey_contract.release import unpack_floats
 from covey_quantize.errors import DatasetError
-from covey_quantize.golden import MAX_GOLDEN_BYTES, affordable_goldens, choose_goldens, pack_golden
+from covey_quantize.golden import MAX_GOLDEN_BYTES, affordable_goldens, choose_goldens, is_decided, pack_golden
 
 
 def test_every_class_is_there_before_any_comes_twice() -> None:
@@ -41,3 +41,18 @@ def test_packed_goldens_come_back() -> None:
     assert golden.input_shape == [2, 3]
     assert golden.output_shape == [2, 1]
     assert (np.frombuffer(unpack_floats(golden.inputs), "<f4").reshape(2, 3) == x).all()
+
+
+def test_samples_with_a_clear_winner_come_first_in_their_class() -> None:
+    outputs = np.array([[1.0, 0.9], [1.0, 0.1], [0.0, 1.0], [0.95, 1.0]], np.float32)
+    decided = is_decided(outputs)
+    assert list(decided) == [False, True, True, False]
+    classes = np.array([0, 0, 1, 1])
+    for seed in range(5):
+        assert sorted(choose_goldens(classes, 2, seed=seed, decided=decided)) == [1, 2]
+    assert sorted(choose_goldens(classes, 4, seed=0, decided=decided)) == [0, 1, 2, 3]
+
+
+def test_outputs_without_classes_are_all_decided() -> None:
+    assert is_decided(np.zeros((3, 1), np.float32)).all()
+    assert is_decided(np.zeros((3, 2, 5), np.float32)).all()

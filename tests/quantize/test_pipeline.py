@@ -13,6 +13,8 @@ from tests.fakes.services import require
 from tests.fakes.tiny_models import linear_onnx
 from tests.quantize.conftest import DigitFiles
 
+from covey_agent.workers.golden import compare, read_golden
+from covey_agent.workers.runtimes import load_model
 from covey_contract.codec import digest_of, encode
 from covey_contract.release import Bounds, Golden, Lineage, Release, Runtime, unpack_floats
 from covey_quantize.pipeline import quantize_model
@@ -148,6 +150,16 @@ def test_the_variants_make_a_release_manifest(release: tuple[Path, Any]) -> None
     assert len(encode(manifest)) < 200_000
     assert manifest.variants[0].precision == "int8"
     assert {variant.needs.runtime for variant in manifest.variants} == {Runtime.ONNXRUNTIME, Runtime.LITERT}
+
+
+@pytest.mark.parametrize("name", ["onnx-float32", "onnx-int8", "tflite-float32", "tflite-int8"])
+def test_a_device_s_golden_check_passes_every_variant(release: tuple[Path, Any], name: str) -> None:
+    out, _ = release
+    report = _report(out)
+    variant = next(variant for variant in to_release_variants(report, out) if variant.name == name)
+    inputs, expected = read_golden(report.golden)
+    answers = load_model(out / _named(report)[name].file, variant, threads=1).run(inputs)
+    assert compare(answers, expected, labels=10, tolerance=variant.golden_tolerance) <= variant.golden_tolerance / 2
 
 
 def test_the_worker_makes_the_same_bytes_in_another_place(release: tuple[Path, Any], digits: DigitFiles, tmp_path: Path) -> None:
