@@ -1,15 +1,17 @@
 """Rules of readings: which sequence numbers a batch holds, and when a reading was made. Pure."""
 
 import re
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 from itertools import pairwise
 
-from covey_contract.messages import ReadingBatch
+from covey_contract.messages import Priority, ReadingBatch
 from covey_server.clock import from_millis
 from covey_server.errors import InvalidInputError
 
 MAX_SEQUENCE = 2**53  # what every language and database on the way can hold exactly
 _AHEAD = timedelta(days=1)
+_PRIORITIES = frozenset(priority.name.lower() for priority in Priority)
 _VALUE_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 
@@ -25,6 +27,12 @@ def sequences_of(batch: ReadingBatch) -> range | list[int]:
     if isinstance(numbers, list) and any(late <= early for early, late in pairwise(numbers)):
         raise InvalidInputError("sequence numbers must ascend")
     return numbers
+
+
+def merge_lost(known: Mapping[str, int], told: Mapping[str, int]) -> dict[str, int]:
+    """Counts of readings lost on the device, by priority. They only grow, so a batch that is repeated takes nothing back."""
+    lost = {name.lower(): count for name, count in told.items() if name.lower() in _PRIORITIES}
+    return {name: max(known.get(name, 0), lost.get(name, 0)) for name in {**known, **lost}}
 
 
 def reading_time(millis: int, *, received_at: datetime) -> datetime:

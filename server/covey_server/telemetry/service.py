@@ -17,7 +17,7 @@ from covey_contract.messages import Ack, ReadingBatch, Scalar
 from covey_contract.topics import Channel, device_topic
 from covey_server import outbox
 from covey_server.telemetry.models import ReadingRow, ReadingStream
-from covey_server.telemetry.rules import reading_time, sequences_of
+from covey_server.telemetry.rules import merge_lost, reading_time, sequences_of
 
 _KEY = ("device_id", "epoch", "sequence")
 _COLUMNS = (*_KEY, "at", "received_at", "kind", "priority", "values")
@@ -38,7 +38,7 @@ def store_readings(session: Session, device: DeviceId, batch: ReadingBatch, *, n
     stream.upto = max(stream.upto, numbers[-1])
     stream.stored += stored
     stream.duplicates += len(numbers) - stored
-    stream.lost = {priority: max(count, stream.lost.get(priority, 0)) for priority, count in batch.lost.items()} or stream.lost
+    stream.lost = merge_lost(stream.lost, batch.lost)
     stream.updated_at = now
     session.add(stream)
     outbox.publish_latest(session, device_topic(device, Channel.ACK), encode(Ack(epoch=batch.epoch, upto=stream.upto)))
