@@ -46,14 +46,23 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="covey-agent", description="Covey's agent for devices and partners.", epilog=EPILOG)
     parser.add_argument("--version", action="version", version=f"covey-agent {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    named = next((word for word in arguments if not word.startswith("-")), "")
+    common = argparse.ArgumentParser(add_help=False, allow_abbrev=False)  # so that these two may stand anywhere in the line
+    _add_common(common)
+    given, rest = common.parse_known_args(arguments)
+    named = next((word for word in rest if not word.startswith("-")), "")
     for name, meaning in COMMANDS.items():
         command = commands.add_parser(name, help=meaning, description=meaning, epilog=EPILOG)
-        command.add_argument("--state-dir", help="default: $COVEY_AGENT_STATE_DIR or /var/lib/covey-agent")
-        command.add_argument("--json", action="store_true", help="print JSON")
+        _add_common(command)
         if name == named:
             import_module(f"covey_agent.commands.{name}").add_arguments(command)
-    return parser.parse_args(arguments)
+    options = parser.parse_args(rest)
+    options.state_dir, options.json = given.state_dir, given.json
+    return options
+
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--state-dir", help="default: $COVEY_AGENT_STATE_DIR or /var/lib/covey-agent")
+    parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ Each child writes to its own log file. A child dies with its parent, however the
 killed `covey up` leaves no orphan behind.
 """
 
+import contextlib
 import ctypes
 import logging
 import os
@@ -70,19 +71,23 @@ class Supervisor:
             child.process = None
             child.next_start = now + delay
 
-    def stop(self, *, timeout_s: float = 10.0) -> None:
-        """Stop every program, last started first; one that does not obey in time is killed."""
+    def stop(self, *, timeout_s: float = 8.0) -> None:
+        """Stop every program, last started first; what does not obey in time, and what a program leaves behind, is killed."""
+        running = []
         for child in reversed(self._children):
             process, child.process, child.next_start = child.process, None, float("inf")
-            if process is None or process.poll() is not None:
-                continue
-            process.send_signal(child.spec.stop_signal)
+            if process is not None:
+                running.append((child.spec, process))
+                if process.poll() is None:
+                    process.send_signal(child.spec.stop_signal)
+        deadline = time.monotonic() + timeout_s
+        for spec, process in running:
             try:
-                process.wait(timeout_s)
+                process.wait(max(0.0, deadline - time.monotonic()))
             except subprocess.TimeoutExpired:
-                logger.warning("%s did not stop in %.0f s; killing it", child.spec.name, timeout_s)
-                process.kill()
-                process.wait()
+                logger.warning("%s did not stop in %.0f s; killing it", spec.name, timeout_s)
+            _kill_group(process.pid)
+            process.wait()
 
     def pid_of(self, name: str) -> int | None:
         """The process id of a running program."""
@@ -99,6 +104,7 @@ class Supervisor:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
+                process_group=0,  # Ctrl-C is for the supervisor alone, and a program's own children can be found
                 preexec_fn=die_with_parent,  # noqa: PLW1509 - no threads run in this program before its children are started
             )
         child.started = time.monotonic()
@@ -117,6 +123,11 @@ class Supervisor:
     def _log_end(self, name: str) -> str:
         lines = (self.log_dir / f"{name}.log").read_text("utf-8", "replace").splitlines()
         return " | ".join(lines[-5:]) or "it wrote nothing"
+
+
+def _kill_group(group: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(group, signal.SIGKILL)
 
 
 def describe_exit(code: int) -> str:
