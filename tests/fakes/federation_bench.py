@@ -82,14 +82,18 @@ class FederationBench:
         self._edge = FleetEdge(self.settings)
         self._edge_server = self._edge_listener()
         self._edge_thread = threading.Thread(target=self._edge_server.run, daemon=True)
+        self._control = SuperLinkControl.open(self.settings)
+        self.keeper = RunKeeper(self.parts, self._control)
         self._participants: dict[str, subprocess.Popen[str]] = {}
 
     def __enter__(self) -> Self:
-        self.superlink.start()
-        self._edge_thread.start()
-        self.wait(lambda: self._edge_server.started, timeout_s=10)
-        self._control = SuperLinkControl.open(self.settings)
-        self.keeper = RunKeeper(self.parts, self._control)
+        try:
+            self.superlink.start()
+            self._edge_thread.start()
+            self.wait(lambda: self._edge_server.started, timeout_s=20)
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -102,7 +106,8 @@ class FederationBench:
                 process.kill()
                 process.wait()
         self._edge_server.should_exit = True
-        self._edge_thread.join(10)
+        if self._edge_thread.is_alive():
+            self._edge_thread.join(10)
         self._control.close()
         self.superlink.stop()
         self.db.close()
@@ -224,7 +229,7 @@ class FederationBench:
             yield
             await self._edge.close()
 
-        app = FastAPI(lifespan=lifespan)
+        app = FastAPI(lifespan=lifespan, openapi_url=None)
         app.include_router(self._edge.router())
         config = uvicorn.Config(
             app,
@@ -233,6 +238,7 @@ class FederationBench:
             ssl_certfile=os.fspath(self.settings.path("pki", "edge.crt")),
             ssl_keyfile=os.fspath(self.settings.path("pki", "edge.key")),
             log_level="warning",
+            ws="none",
         )
         return uvicorn.Server(config)
 

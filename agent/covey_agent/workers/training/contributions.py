@@ -5,6 +5,7 @@ which costs no privacy; if it is not, nothing of that round ever left, and it ma
 """
 
 import os
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -27,10 +28,10 @@ class Contributions:
         if not path.exists():
             return None
         try:
-            with np.load(path, allow_pickle=False) as file:
+            with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
                 change = {name.removeprefix("w:"): file[name] for name in file.files if name.startswith("w:")}
                 return str(file["began_from"]), change
-        except (OSError, ValueError, KeyError) as exc:
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as exc:
             raise StorageError(f"{path} cannot be read: {exc}") from exc
 
     def keep(self, number: int, *, began_from: str, change: Weights) -> None:

@@ -14,13 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 _SUMMED = 4  # 2n with n = 2 in arXiv:2107.10138
-_MANTISSA = 53
+_BITS = 52  # with half a step added, the largest value is still below 1 in double precision
 
 
 def draw_uniform(count: int) -> NDArray[np.float64]:
     """float64[count], uniform within the open interval (0, 1): the logarithm of each is finite."""
-    bits = np.frombuffer(os.urandom(8 * count), dtype="<u8") >> (64 - _MANTISSA)
-    return (bits.astype(np.float64) + 0.5) * 2.0**-_MANTISSA
+    bits = np.frombuffer(os.urandom(8 * count), dtype="<u8") >> (64 - _BITS)
+    return (bits.astype(np.float64) + 0.5) * 2.0**-_BITS
 
 
 def draw_normal(count: int) -> NDArray[np.float64]:

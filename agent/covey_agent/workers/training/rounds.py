@@ -10,6 +10,7 @@ Rules:
   from records without noise. Loss and accuracy on own records stay here.
 """
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from covey_agent.workers.training.contributions import Contributions
 from covey_agent.workers.training.task_code import Task
 from covey_agent.workers.training.weights import Weights, fingerprint
 from covey_contract.messages import InviteToRun
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +85,9 @@ class RoundTrainer:
             return self._train(number, weights, began_from)
         except WorkerError as exc:
             return Refused(str(exc)[:500])
+        except Exception as exc:  # noqa: BLE001 - a task's code may raise anything, and the run's other rounds shall go on
+            logger.error("round %d: the task's code failed: %s", number, type(exc).__name__)  # noqa: TRY400 - its text could quote data
+            return Refused(f"the task's code failed: {type(exc).__name__}")
 
     def _train(self, number: int, weights: Weights, began_from: str) -> Trained | Refused:
         invitation = self.invitation

@@ -103,7 +103,10 @@ def _check_private(plan: PrivacyPlan, size: int) -> None:
 def _private_steps(
     task: Task, model: nn.Module, optimizer: torch.optim.Optimizer, x: torch.Tensor, y: torch.Tensor, plan: PrivacyPlan
 ) -> None:
-    wrapped = GradSampleModule(model.train())  # refuses layers that mix records, such as BatchNorm
+    try:
+        wrapped = GradSampleModule(model.train())
+    except NotImplementedError as exc:  # a layer that mixes records, such as BatchNorm
+        raise TrainingError(f"the model cannot be trained with privacy per record: {exc}") from exc
     private = SystemNoiseOptimizer(
         optimizer,
         noise_multiplier=plan.noise_multiplier,
