@@ -107,6 +107,7 @@ class ProcessChild:
                 log("%s %d wrote a line that is no event (%d bytes): %s", self._program, self._process.pid, len(line), exc)
                 continue
             self._post(ChildSpoke(self._number, event))
+        stdout.close()
         code = self._process.wait()
         self._errors.join(1.0)
         self.close_input()
@@ -114,10 +115,11 @@ class ProcessChild:
         self._post(ChildEnded(self._number, self._describe_end(code), clean=code == 0 and not self._killed))
 
     def _read_errors(self) -> None:
-        for line in _stream(self._process.stderr):
-            text = line[:1000].decode("utf-8", "replace").rstrip()
-            self._tail.append(text)
-            logger.info("%s[%d] %s", self._program, self._process.pid, text)
+        with _stream(self._process.stderr) as stderr:
+            while line := stderr.readline(MAX_LINE_BYTES):
+                text = line[:1000].decode("utf-8", "replace").rstrip()
+                self._tail.append(text)
+                logger.info("%s[%d] %s", self._program, self._process.pid, text)
 
     def _describe_end(self, code: int) -> str:
         if self._killed:

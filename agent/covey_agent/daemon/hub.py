@@ -5,7 +5,7 @@ import logging
 from covey_agent import __version__
 from covey_agent.adapters.slot_files import SlotFiles
 from covey_agent.core.jobs import InferWindow
-from covey_agent.core.machine import Deployment
+from covey_agent.core.machine import Deployment, serving_slot
 from covey_agent.core.policy import policy_hash
 from covey_agent.core.slots import SLOTS, report_slot
 from covey_agent.daemon.commands import Commands
@@ -169,7 +169,7 @@ class Hub:
             profile=self._kit.identity.file.profile,
             at=self._kit.clock.now_ms(),
             desired_generation=max(self.orders.floor, machine.deployment.generation if machine.deployment else 0),
-            active_slot=accepting or machine.committed,
+            active_slot=serving_slot(machine),
             serving=bool(accepting),
             slots=[report_slot(slot, note) for slot, note in notes.items()] if is_device else [],
             deployment=_report_deployment(machine.deployment, machine.state) if machine.deployment else None,
