@@ -67,7 +67,7 @@ class Child:
                 raise AssertionError(f"the child ended with {self.process.wait(5)} before {kind.__name__}:\n{self.log}")
 
     def rest(self, *, timeout_s: float = 30.0) -> list[ChildEvent]:
-        """All events until the child ends."""
+        """All events until the child ends by itself."""
         events = []
         while (event := self.events.get(timeout=timeout_s)) is not None:
             events.append(event)

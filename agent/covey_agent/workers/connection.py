@@ -107,10 +107,11 @@ class Connection:
         if self._client is not None and self._connected:
             self._client.disconnect()
             self._client.loop(timeout=0.0)
-        self._connected = False
+        self._drop_client()
 
     def _connect(self) -> mqtt.Client | None:
         # A new client each time: after an unclean end the old one may still hold half a packet.
+        self._drop_client()
         client = self._new_client()
         self._client = client
         self._subscribed.clear()
@@ -141,6 +142,13 @@ class Connection:
             if client.loop(timeout=0.5) != MQTTErrorCode.MQTT_ERR_SUCCESS:
                 return False
         return condition()
+
+    def _drop_client(self) -> None:
+        self._connected = False
+        sock = self._client.socket() if self._client is not None else None
+        if sock is not None:
+            sock.close()
+        self._client = None
 
     def _lose(self, why: str) -> None:
         if self._connected:

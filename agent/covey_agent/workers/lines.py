@@ -38,6 +38,7 @@ class Lines:
 
     def __init__(self, incoming: BinaryIO, outgoing: BinaryIO) -> None:
         self._in = incoming
+        self._buffer = b""
         self._out = outgoing
         self._lock = threading.Lock()
         self._encoder = msgspec.json.Encoder()
@@ -51,11 +52,13 @@ class Lines:
         os.set_inheritable(outgoing.fileno(), False)
         os.dup2(2, 1)
         logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-        return cls(sys.stdin.buffer, outgoing)
+        # Not sys.stdin: a background thread that waits in it holds its lock, and the interpreter aborts when it cannot have that
+        # lock at its end.
+        return cls(open(0, "rb", buffering=0, closefd=False), outgoing)
 
     def read_job(self, kind: type[J]) -> J:
         """The first line. A job that is not one ends the process with EXIT_BAD_JOB: there is nobody to tell but the log."""
-        line = self._in.readline(MAX_LINE_BYTES)
+        line = self._read_line()
         try:
             return msgspec.json.decode(line, type=kind)
         except msgspec.DecodeError as exc:
@@ -65,11 +68,23 @@ class Lines:
     def orders(self) -> Iterator[Order]:
         """Orders until the agent closes standard input; a line that is no order is logged and skipped."""
         decoder = msgspec.json.Decoder(Order)
-        while line := self._in.readline(MAX_LINE_BYTES):
+        while line := self._read_line():
             try:
                 yield decoder.decode(line)
             except msgspec.DecodeError as exc:
                 logger.warning("expected an order, got %d bytes: %s", len(line), exc)
+
+    def _read_line(self) -> bytes:
+        """With its newline; what is left at the end of the stream without one; a longer line than allowed in pieces."""
+        while b"\n" not in self._buffer and len(self._buffer) < MAX_LINE_BYTES:
+            data = self._in.read(65536)
+            if not data:
+                line, self._buffer = self._buffer, b""
+                return line
+            self._buffer += data
+        end = self._buffer.find(b"\n") + 1 or MAX_LINE_BYTES
+        line, self._buffer = self._buffer[:end], self._buffer[end:]
+        return line
 
     def emit(self, event: ChildEvent) -> None:
         """Tell the agent. If it no longer reads, the process ends: work that nobody hears of is waste."""

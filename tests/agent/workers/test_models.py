@@ -39,6 +39,7 @@ def slot(tmp_path: Path, made: Release, data: bytes) -> Path:
 def check(slot_dir: Path) -> CheckPassed | CheckFailed:
     with Child("check", CheckJob(slot_dir=str(slot_dir))) as child:
         (event,) = child.rest()
+        assert child.process.returncode == 0, child.log
         assert isinstance(event, CheckPassed | CheckFailed)
         return event
 
