@@ -9,7 +9,6 @@ import sys
 from importlib import import_module
 
 from covey_agent import __version__
-from covey_agent.commands.options import add_common
 from covey_agent.errors import CoveyAgentError
 
 COMMANDS = {

@@ -3,7 +3,6 @@
 import argparse
 from pathlib import Path
 
-from covey_agent.commands.options import add_common
 from covey_agent.commands.output import say, say_json
 from covey_agent.errors import StateError, UsageError
 from covey_agent.settings import find_state_dir
@@ -16,7 +15,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The actions."""
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     add = actions.add_parser("add", help="name a file or folder as a dataset")
-    add_common(add, nested=True)
     add.add_argument("name")
     add.add_argument("path")
 

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import msgspec
 
-from covey_agent.commands.options import add_common
 from covey_agent.commands.output import say, say_json
 from covey_agent.core.policy import policy_hash
 from covey_agent.errors import StateError, UsageError
@@ -22,12 +21,10 @@ MAX_TASK_BYTES = 5_000_000
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The actions."""
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
-    add_common(actions.add_parser("show", help="print the rules"), nested=True)
+    actions.add_parser("show", help="print the rules")
     allow = actions.add_parser("allow-task", help="allow a task's code, after having read it: its sha256 is listed")
-    add_common(allow, nested=True)
     allow.add_argument("file", help="the task's Python file, exactly as the server publishes it")
     budget = actions.add_parser("set-budget", help="what a dataset may cost in all")
-    add_common(budget, nested=True)
     budget.add_argument("dataset")
     budget.add_argument("epsilon", type=float)
     budget.add_argument("--delta", type=float, required=True, help="at most 1/n for n records")
