@@ -37,6 +37,7 @@ from covey_server.releases.director import FileDirector
 from covey_server.releases.handlers import want_handler
 from covey_server.releases.repository import TufRepository
 from covey_server.releases.store import FolderBlobStore
+from covey_server.releases.uploads import BodyLimit
 from covey_server.rollouts import api as rollouts_api
 from covey_server.rollouts import handlers as rollouts_handlers
 from covey_server.settings import Settings
@@ -71,6 +72,7 @@ def build_api(parts: Parts) -> FastAPI:
     """The API and the console, for operators."""
     app = FastAPI(title="Covey", version=__version__, description=DESCRIPTION)
     app.state.parts = parts
+    app.add_middleware(BodyLimit, max_bytes=parts.settings.api.max_body_mb * 1_000_000)
     install_error_handlers(app)
     for edge in (
         observability_api,
