@@ -34,7 +34,8 @@ def find_chromium() -> str | None:
 def serve_console(db: Database, *, folder: Path) -> Iterator[str]:
     """Serve until the block ends; yields the address."""
     app = build_console(db, clock=utc_now, folder=folder)
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning", timeout_graceful_shutdown=2))
+    # No WebSockets: the console has none, and loading uvicorn's default implementation warns of its age.
+    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, ws="none", log_level="warning", timeout_graceful_shutdown=2))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     deadline = time.monotonic() + 10

@@ -68,6 +68,11 @@ def add_users(session: Session, *, now: datetime) -> None:
     create_user(session, "viktor", password=PASSWORD, role=Role.VIEWER, actor="system", now=now)
 
 
+def add_alert(session: Session, what: str, *, now: datetime) -> None:
+    """One more open alert."""
+    session.add(Alert(at=now, severity=Severity.WARNING, what=what, detail="told by a test"))
+
+
 def _add_devices(session: Session, now: datetime) -> None:
     for place, name in enumerate((*DEVICES, *PARTNERS)):
         is_device = name in DEVICES
