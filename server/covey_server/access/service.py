@@ -4,7 +4,7 @@ import secrets
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 
-from sqlmodel import Session, col, select
+from sqlmodel import Session, col, delete, select
 
 from covey_contract.ids import parse_name
 from covey_server.access.models import ApiToken, Login, Role, User
@@ -116,7 +116,6 @@ def delete_user(session: Session, name: str, *, actor: str) -> None:
     if user.role is Role.ADMIN:
         _keep_an_admin(session, name)
     _end_logins(session, name)
-    session.flush()
     session.delete(user)
     audit.record(session, "user.deleted", actor=actor, subject=name)
 
@@ -143,5 +142,4 @@ def _keep_an_admin(session: Session, leaving: str) -> None:
 
 
 def _end_logins(session: Session, name: str) -> None:
-    for login in session.exec(select(Login).where(Login.user == name)):
-        session.delete(login)
+    session.exec(delete(Login).where(col(Login.user) == name))

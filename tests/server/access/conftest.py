@@ -1,0 +1,5 @@
+"""Fixtures of these tests."""
+
+from tests.fakes.passwords import cheap_passwords
+
+__all__ = ["cheap_passwords"]
