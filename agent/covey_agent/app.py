@@ -74,7 +74,7 @@ class Outside:
 def run_agent(state_dir: Path, environment: Mapping[str, str]) -> None:
     """Run until SIGTERM or SIGINT. Raises CoveyAgentError if it cannot start."""
     settings = load_settings(state_dir, environment)
-    identity = load_identity(state_dir)
+    identity = load_identity(state_dir).through(settings.broker.host, settings.broker.port)
     lock = StateLock.acquire(state_dir / "agent.lock")
     database = open_database(state_dir / DATABASE_NAME)
     try:

@@ -45,6 +45,11 @@ class Identity:
             device=self.file.device,
         )
 
+    def through(self, host: str, port: int) -> "Identity":
+        """The same identity, with the broker reached another way; empty and 0 keep what enrolment said."""
+        file = msgspec.structs.replace(self.file, mqtt_host=host or self.file.mqtt_host, mqtt_port=port or self.file.mqtt_port)
+        return Identity(file, self.folder)
+
     @property
     def supernode_key(self) -> str:
         """The key that Flower's fleet edge knows this participant by."""

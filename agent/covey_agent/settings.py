@@ -78,9 +78,18 @@ class TrainingSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class BrokerSettings:
+    """[broker]"""
+
+    host: str = _setting("", "reach the broker here, through a tunnel or gateway; empty: where enrolment said")
+    port: int = _setting(0, "reach the broker at this port; 0: the one that enrolment said", low=0, high=65535)
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """Everything that is read once at the start."""
 
+    broker: BrokerSettings = field(default_factory=BrokerSettings)
     inference: InferenceSettings = field(default_factory=InferenceSettings)
     deploy: DeploySettings = field(default_factory=DeploySettings)
     readings: ReadingsSettings = field(default_factory=ReadingsSettings)
@@ -97,6 +106,7 @@ class Consent:
 
 
 _TABLES: dict[str, type[Any]] = {
+    "broker": BrokerSettings,
     "inference": InferenceSettings,
     "deploy": DeploySettings,
     "readings": ReadingsSettings,

@@ -51,7 +51,7 @@ def main() -> int:
 
 def _ask(client: Client, picture: np.ndarray, truth: str | None) -> dict[str, object]:
     try:
-        result = client.infer(picture[None])
+        result = client.infer(picture)
         if truth is not None:
             client.feedback(truth)
     except OSError as exc:  # the client's errors are OSErrors: no model yet, or the agent is down

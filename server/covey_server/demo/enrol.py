@@ -67,6 +67,6 @@ def _enrol_one(stage: Stage, participant: str, progress: Progress) -> None:
     stage.troupe.call("policy allow-task", [agent, "policy", "allow-task", task, "--state-dir", state_dir], timeout_s=30)
     environment = quiet_environment()
     if participant == stage.cut_off_device and stage.cable is not None:
-        environment["COVEY_AGENT_BROKER__PORT"] = str(stage.cable.port)
+        environment["COVEY_AGENT_BROKER_PORT"] = str(stage.cable.port)
     stage.troupe.start(participant, [agent, "run", "--state-dir", state_dir], env=environment)
     progress.refresh()
