@@ -196,12 +196,15 @@ def _load_table(name: str, kind: type[Any], content: object, environment: Mappin
     for key in known:
         variable = _variable(name, key)
         if variable in environment:
-            table[key] = _parse_number(environment[variable], variable)
+            text = environment[variable]
+            table[key] = text if isinstance(known[key].default, str) else _parse_number(text, variable)
     return kind(**{key: _check(f"{name}.{key}", value, known[key]) for key, value in table.items()})
 
 
-def _check(name: str, value: object, item: "Field[Any]") -> int | float:
+def _check(name: str, value: object, item: "Field[Any]") -> int | float | str:
     kind: type = type(item.default)
+    if kind is str:
+        return str(_expect(value, str, name))
     if isinstance(value, bool) or not isinstance(value, int | float) or (kind is int and not isinstance(value, int)):
         raise UsageError(f"{FILE_NAME}: {name} must be a{'n integer' if kind is int else ' number'}, got {value!r}")
     low, high = item.metadata["low"], item.metadata["high"]

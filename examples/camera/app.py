@@ -17,6 +17,7 @@ from types import FrameType
 
 import numpy as np
 from covey_agent.client import Client
+from covey_agent.errors import CoveyAgentError
 
 
 def main() -> int:
@@ -54,7 +55,7 @@ def _ask(client: Client, picture: np.ndarray, truth: str | None) -> dict[str, ob
         result = client.infer(picture)
         if truth is not None:
             client.feedback(truth)
-    except OSError as exc:  # the client's errors are OSErrors: no model yet, or the agent is down
+    except CoveyAgentError as exc:  # no model yet, or the agent is down
         return {"error": str(exc)}
     return {"label": result.label, "truth": truth, "confidence": result.confidence, "version": result.version, "slot": result.slot}
 
