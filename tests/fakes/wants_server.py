@@ -55,7 +55,7 @@ class WantsServer:
     def _on_message(self, _client: mqtt.Client, _user: object, message: mqtt.MQTTMessage) -> None:
         device = parse_topic(message.topic).device
         assert device is not None
-        want = decode_want(message.payload)
+        want = decode_want(bytes(message.payload))
         self.wants.append(want)
         if self.silent:
             return

@@ -119,6 +119,7 @@ class _Asking:
         self._want_topic = want_topic
         self._patience = patience
         self._what = what
+        self._asked = False
         self._ask_at = connection.now()
         patience.begin(now=self._ask_at)
 
@@ -130,6 +131,9 @@ class _Asking:
             if self._patience.is_over(now=now):
                 raise NetworkError(f"no answer to the request for {self._what} within {now - self._patience.progress_at:.0f} s")
             if now >= self._ask_at or not self._connection.is_subscribed(self._topic):
+                if now >= self._ask_at and self._asked:
+                    logger.info("asking again for %s", self._what)
+                self._asked = True
                 self._connection.subscribe(self._topic)
                 self._connection.publish(self._want_topic, encode(self._question()))
                 now = self._connection.now()
