@@ -8,7 +8,7 @@ import json
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Column, delete
+from sqlalchemy import Column, bindparam, delete, insert
 from sqlmodel import Field, Session, SQLModel, col, select
 
 from covey_contract.errors import PayloadTooLargeError
@@ -39,6 +39,12 @@ class LiveEvent(SQLModel, table=True):
     data: dict[str, Any] = Field(default_factory=dict, sa_column=Column(JsonDict, nullable=False))
 
 
+_TABLE = OutboxMessage.metadata.tables["outbox"]
+_DELETE_WAITING = delete(_TABLE).where(
+    _TABLE.c.sent_at.is_(None), _TABLE.c.topic == bindparam("for_topic"), _TABLE.c.id < bindparam("newest")
+)
+
+
 def publish(session: Session, topic: str, payload: bytes, *, retain: bool = False) -> None:
     """Queue one QoS 1 message. Raises PayloadTooLargeError rather than queue one that the broker would never take."""
     if len(payload) > MAX_PAYLOAD_BYTES:
@@ -52,13 +58,16 @@ def publish_latest(session: Session, topic: str, payload: bytes, *, retain: bool
     The new row is added before the old ones go, so that no id is used again: a publisher that is sending an old row just now
     must not mark the new one as sent.
     """
-    message = OutboxMessage(topic=topic, payload=payload, retain=retain)
     if len(payload) > MAX_PAYLOAD_BYTES:
         raise PayloadTooLargeError(topic, len(payload), MAX_PAYLOAD_BYTES)
-    session.add(message)
-    session.flush()
-    waiting = col(OutboxMessage.sent_at).is_(None)
-    session.exec(delete(OutboxMessage).where(waiting, col(OutboxMessage.topic) == topic, col(OutboxMessage.id) < message.id))
+    if session.new:
+        session.flush()  # rows of this topic that were queued before must get their ids first
+    # Past the unit of work: every batch of readings comes by here.
+    connection = session.connection()
+    values = {"created_at": utc_now(), "topic": topic, "payload": payload, "retain": retain}
+    key = connection.execute(insert(_TABLE), values).inserted_primary_key
+    assert key is not None  # noqa: S101 - one row was inserted, and its key is what the database gave it
+    connection.execute(_DELETE_WAITING, {"for_topic": topic, "newest": key[0]})
 
 
 def emit(session: Session, name: str, data: dict[str, Any]) -> None:

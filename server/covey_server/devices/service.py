@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from sqlalchemy import func
+from sqlalchemy import func, update
 from sqlmodel import Session, col, or_, select
 
 from covey_contract.ids import DeviceId, parse_device_id
@@ -28,6 +28,8 @@ from covey_server.errors import ConflictError, ForbiddenError, InvalidInputError
 from covey_server.parts import Authority
 
 _MAX_INVITATION = timedelta(days=30)
+_SEEN_EVERY = timedelta(seconds=5)
+_DEVICES = Device.metadata.tables["devices"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +176,21 @@ def get_active_device(session: Session, device: str) -> Device:
     if row.state is not DeviceState.ACTIVE:
         raise ForbiddenError(f"{device} was revoked")
     return row
+
+
+def note_seen(session: Session, device: str, *, now: datetime) -> None:
+    """A device that belongs to the fleet has spoken. Raises NotFoundError or ForbiddenError for any other.
+
+    Reads and writes only what it needs: every batch of readings comes by here, and a device's row is large.
+    """
+    found = session.exec(select(Device.state, Device.last_seen_at).where(Device.id == device)).first()
+    if found is None:
+        raise NotFoundError("device", device)
+    state, last_seen_at = found
+    if state is not DeviceState.ACTIVE:
+        raise ForbiddenError(f"{device} was revoked")
+    if last_seen_at is None or now - last_seen_at >= _SEEN_EVERY:
+        session.connection().execute(update(_DEVICES).where(_DEVICES.c.id == device), {"last_seen_at": now})
 
 
 def list_devices(

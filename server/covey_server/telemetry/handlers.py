@@ -20,9 +20,7 @@ def register(router: Router) -> None:
 def on_readings(parts: Parts, session: Session, device: DeviceId, message: ReadingBatch) -> None:
     """Store a batch; what a device raises alarm about becomes an alert."""
     now = parts.clock()
-    row = devices.get_active_device(session, device)
-    row.last_seen_at = now
-    session.add(row)
+    devices.note_seen(session, device, now=now)
     stored = service.store_readings(session, device, message, now=now)
     if not stored:
         return

@@ -12,6 +12,8 @@ from covey_contract.codec import decode, encode
 from covey_contract.ids import DeviceId
 from covey_contract.messages import Ack, Priority, Reading, ReadingBatch
 from covey_server.clock import to_millis
+from covey_server.devices import service as devices
+from covey_server.devices.models import Device
 from covey_server.errors import InvalidInputError
 from covey_server.mqtt.router import Router
 from covey_server.telemetry import handlers, service
@@ -171,6 +173,27 @@ def test_an_alarm_becomes_one_alert(parts: TestParts) -> None:
     with parts.db.read() as session:
         (alert,) = session.exec(select(Alert)).all()
     assert (alert.what, alert.detail, alert.device_id) == ("disk_full", "3 % left", "cam-1")
+
+
+def test_a_device_that_sends_readings_was_seen(parts: TestParts) -> None:
+    router = Router(parts)
+    handlers.register(router)
+    seen = []
+    for seconds in (0, 2, 4):
+        parts.clock.advance(seconds=seconds)
+        router.route("covey/v1/d/cam-1/up/readings", encode(batch(seconds, 1)))
+        with parts.db.read() as session:
+            seen.append(session.get_one(Device, "cam-1").last_seen_at)
+    assert seen == [START, START, START + timedelta(seconds=6)]
+
+
+def test_readings_of_a_revoked_device_are_refused(parts: TestParts) -> None:
+    router = Router(parts)
+    handlers.register(router)
+    with parts.db.begin() as session:
+        devices.revoke_device(session, "cam-1", actor="user:test", now=START)
+    assert not router.route("covey/v1/d/cam-1/up/readings", encode(batch(0, 1)))
+    assert rows(parts) == []
 
 
 def test_readings_of_a_stranger_are_refused(parts: TestParts) -> None:
