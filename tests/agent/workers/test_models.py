@@ -2,13 +2,14 @@
 
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 import numpy as np
 import pytest
 from tests.fakes.children import Child
-from tests.fakes.tiny_models import linear_onnx, linear_tflite
+from tests.fakes.tiny_models import Int8, linear_onnx, linear_tflite
 from tests.fakes.tiny_releases import Floats, fill_slot, make_release, make_variant, replace_variant
 
 from covey_agent.core.jobs import CheckFailed, CheckJob, CheckPassed, Probed, ProbeJob
@@ -24,7 +25,8 @@ WEIGHTS = np.array([[1, 2], [3, 4]], np.float32)
 BIAS = np.array([0.5, -0.5], np.float32)
 INPUTS = np.random.default_rng(3).normal(size=(8, 2)).astype(np.float32)
 OUTPUTS: Floats = INPUTS @ WEIGHTS.T + BIAS
-MODELS = {Runtime.ONNXRUNTIME: linear_onnx, Runtime.LITERT: linear_tflite}
+CLIPPED: Floats = INPUTS.clip(-1, 1) @ WEIGHTS.T + BIAS
+MODELS: dict[Runtime, Callable[[Floats, Floats], bytes]] = {Runtime.ONNXRUNTIME: linear_onnx, Runtime.LITERT: linear_tflite}
 RUNTIMES = pytest.mark.parametrize("runtime", list(MODELS), ids=lambda runtime: runtime.value)
 
 
@@ -90,6 +92,22 @@ def test_a_right_model_passes_its_check(tmp_path: Path, runtime: Runtime) -> Non
     assert isinstance(event, CheckPassed)
     assert event.relative_error < 1e-5
     assert 0 < event.latency_ms < 1000
+
+
+def test_a_fully_int8_model_takes_and_gives_real_numbers(tmp_path: Path) -> None:
+    quantized = Int8(input_scale=4 / 255, input_zero=-3, output_scale=24 / 255, output_zero=5)
+    data = linear_tflite(WEIGHTS, BIAS, int8=quantized)
+    made = make_release([make_variant(data, name="tflite-int8", runtime=Runtime.LITERT)], inputs=INPUTS.clip(-1, 1), outputs=CLIPPED)
+    variant = made.variants[0]
+    made = replace_variant(
+        made,
+        input=msgspec.structs.replace(variant.input, dtype="int8", scale=quantized.input_scale, zero_point=quantized.input_zero),
+        output=msgspec.structs.replace(variant.output, dtype="int8", scale=quantized.output_scale, zero_point=quantized.output_zero),
+        golden_tolerance=0.03,
+    )
+    event = check(fill_slot(tmp_path / "A", made, variant="tflite-int8", data=data))
+    assert isinstance(event, CheckPassed), event
+    assert 1e-4 < event.relative_error < 0.03  # really quantized, and really close
 
 
 def failure(slot_dir: Path) -> str:
