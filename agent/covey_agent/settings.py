@@ -193,11 +193,11 @@ def _load_table(name: str, kind: type[Any], content: object, environment: Mappin
     unknown = set(table) - set(known)
     if unknown:
         raise UsageError(f"{FILE_NAME}: unknown key {name}.{sorted(unknown)[0]}; known are {', '.join(known)}")
-    for key in known:
+    for key, item in known.items():
         variable = _variable(name, key)
         if variable in environment:
             text = environment[variable]
-            table[key] = text if isinstance(known[key].default, str) else _parse_number(text, variable)
+            table[key] = text if isinstance(item.default, str) else _parse_number(text, variable)
     return kind(**{key: _check(f"{name}.{key}", value, known[key]) for key, value in table.items()})
 
 

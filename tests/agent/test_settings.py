@@ -27,6 +27,13 @@ def test_environment_wins_over_the_file(tmp_path: Path) -> None:
     assert (settings.readings.infer_interval_s, settings.inference.threads) == (1.0, 3)
 
 
+def test_broker_can_be_reached_another_way(tmp_path: Path) -> None:
+    write(tmp_path, '[broker]\nhost = "gateway.local"\n')
+    broker = load_settings(tmp_path, {"COVEY_AGENT_BROKER_PORT": "1883"}).broker
+    assert (broker.host, broker.port) == ("gateway.local", 1883)
+    assert load_settings(tmp_path, {"COVEY_AGENT_BROKER_HOST": "10.0.0.1"}).broker.host == "10.0.0.1"
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -38,6 +45,7 @@ def test_environment_wins_over_the_file(tmp_path: Path) -> None:
         ("[inference]\nthreads = true", "must be an integer"),
         ("[inference]\ntcp_port = 70000", "<= 65535"),
         ("inference = 3", "must be a dict"),
+        ("[broker]\nhost = 3", "must be a str"),
         ("[readings", "cannot read"),
         ('[policy]\ntasks = ["short"]', "digest must match"),
         ('[policy]\nhours = ["late"]', "HH:MM-HH:MM"),

@@ -113,12 +113,11 @@ class Deployments:
         try:
             self._persist(after, also or {}, durable=happened.event not in _QUIET)
         except StoreError as exc:
-            if after.state is not DeploymentState.ROLLING_BACK:
+            if not _may_act_unwritten(happened.event, after.state):
                 logger.exception("the state cannot be written; %s is tried again in %.0f s", happened.event.value, PERSIST_RETRY_S)
                 self._kit.timers.set("persist-retry", PERSIST_RETRY_S, lambda: self.happened(happened, also=also))
                 return
-            # A bad model must go even if the disk is full. After a power cut probation would begin again, and find the same evidence.
-            logger.exception("rolling back although the state cannot be written")
+            logger.exception("going on with %s although the state cannot be written", happened.event.value)
             self._tell().alarm_raised("storage", str(exc))
         self.machine = after
         self._announce(before, after, happened)
@@ -281,6 +280,13 @@ class Deployments:
         if self._audience is None:
             raise RuntimeError("nobody listens to the deployments")
         return self._audience
+
+
+def _may_act_unwritten(event: Event, target: DeploymentState) -> bool:
+    """With a full disk a device must still serve after a start, and a bad model must still go. What was not written is found out
+    again after the next start: probation begins anew and sees the same evidence. Only steps forward wait for the disk."""
+    back = (DeploymentState.ROLLING_BACK, DeploymentState.ROLLED_BACK, DeploymentState.REFUSED)
+    return target in back or event is Event.BOOTED or event in _QUIET
 
 
 def _running(machine: Machine) -> Deployment:

@@ -12,6 +12,7 @@ from covey_agent.inbox import ChildEnded, ChildSpoke
 from covey_agent.ports import Child, Children
 
 logger = logging.getLogger(__name__)
+FINISHING = frozenset({"infer", "train"})  # these drain when their input ends; the others may be interrupted anywhere
 
 
 class Owner(Protocol):
@@ -76,6 +77,9 @@ class Nursery:
         owner.child_ended(child, event.reason, clean=event.clean)
 
     def stop_all(self, *, grace_s: float) -> None:
-        """End every child."""
+        """End every child; only those with something to finish are given time."""
+        for child, _ in self._owned.values():
+            if child.program not in FINISHING:
+                child.kill("the agent stopped")
         self._owned.clear()
         self._children.stop_all(grace_s=grace_s)

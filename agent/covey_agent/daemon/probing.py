@@ -13,6 +13,8 @@ from covey_contract.messages import Capabilities
 logger = logging.getLogger(__name__)
 KEY = "capabilities"
 TIMEOUT_S = 300.0
+MAX_TRIES = 3
+RETRY_S = 10.0
 
 
 class Probing:
@@ -22,12 +24,15 @@ class Probing:
         self._kit = kit
         self._known = known
         self._waiting: Callable[[], None] | None = None
+        self._tries = 0
         stored = kit.store.load(KEY)
         self._is_known = stored is not None
+        self._is_answered = False
         self.capabilities = msgspec.json.decode(stored, type=Capabilities) if stored else Capabilities()
 
     def begin(self) -> None:
         """Start the probe."""
+        self._tries += 1
         self._kit.nursery.start(self, "probe", ProbeJob(), deadline_s=TIMEOUT_S)
 
     def when_known(self, action: Callable[[], None]) -> None:
@@ -52,13 +57,18 @@ class Probing:
             self.capabilities = event.capabilities
             self._kit.store.save({KEY: msgspec.json.encode(event.capabilities)}, durable=False)
             self._known()
+        self._is_answered = True
         self._settle()
 
     def child_ended(self, child: Child, reason: str, *, clean: bool) -> None:
-        """Without an answer: go on with what is known, which may be nothing; the deploy child then finds no variant that fits."""
-        if not clean:
-            logger.warning("the probe of this machine %s", reason)
-        self._settle()
+        """Without an answer: try again, and at last go on with what is known, which may be nothing: then no variant will fit."""
+        if self._is_answered:
+            return
+        logger.warning("the probe of this machine %s without an answer", reason)
+        if self._tries < MAX_TRIES:
+            self._kit.timers.set("probe-retry", RETRY_S, self.begin)
+        else:
+            self._settle()
 
     def _settle(self) -> None:
         self._is_known = True

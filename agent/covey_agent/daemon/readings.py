@@ -41,8 +41,14 @@ class Readings:
     def add(self, kind: str, values: Mapping[str, Scalar], *, priority: Priority = Priority.METRIC, at: int | None = None) -> None:
         """One more reading, made now or at `at` (ms)."""
         made = self._kit.clock.now_ms() if at is None else at
+        try:
+            sequence = self._take_sequence()
+        except StoreError as exc:  # telemetry gives way: whoever adds a reading has something more important to go on with
+            logger.warning("a %s reading is lost, since no number could be reserved: %s", kind, exc)
+            self._dropped_fresh[priority] = self._dropped_fresh.get(priority, 0) + 1
+            return
         reading = fit_reading(Reading(at=made, kind=kind, values=dict(values), priority=priority))
-        self._fresh.append(make_entry(self._take_sequence(), reading))
+        self._fresh.append(make_entry(sequence, reading))
         if priority in URGENT or len(self._fresh) >= MAX_FRESH:
             self._flush()
         else:
@@ -75,7 +81,10 @@ class Readings:
             logger.warning("an acknowledgement of epoch %s up to %d is not about what was sent: ignored", ack.epoch, ack.upto)
             return
         self._fresh = [entry for entry in self._fresh if entry.sequence > ack.upto]
-        self._disk.delete_through(ack.upto)
+        try:
+            self._disk.delete_through(ack.upto)
+        except StoreError as exc:  # they stay, are sent again, and the server knows them
+            logger.warning("acknowledged readings cannot be deleted: %s", exc)
         if self._in_flight is not None and ack.upto >= self._in_flight:
             self._in_flight, self._resends = None, 0
             self._kit.timers.cancel("readings-ack")
@@ -92,10 +101,15 @@ class Readings:
     def _send(self) -> None:
         if not self._connected or self._in_flight is not None:
             return
-        entries = self._first_entries()
+        try:
+            entries, lost = self._first_entries(), self._lost()
+        except StoreError as exc:
+            logger.warning("readings cannot be read from disk: %s", exc)
+            self._kit.timers.set("readings-send", self._kit.settings.readings.ack_timeout_s, self._send)
+            return
         if not entries:
             return
-        payload, count = encode_batch(self._disk.epoch, entries, self._lost())
+        payload, count = encode_batch(self._disk.epoch, entries, lost)
         if not self._kit.broker.publish(self._kit.topic(Channel.READINGS), payload):
             self._kit.timers.set("readings-send", self._kit.settings.readings.ack_timeout_s, self._send)
             return

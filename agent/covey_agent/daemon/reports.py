@@ -8,6 +8,7 @@ import logging
 from collections.abc import Callable
 
 from covey_agent.daemon.kit import Kit
+from covey_agent.errors import StoreError
 from covey_contract.codec import encode
 from covey_contract.messages import Presence, Reported, Status
 from covey_contract.topics import Channel
@@ -58,8 +59,11 @@ class Reports:
 
     def _take_generation(self) -> int:
         if self._next >= self._reserved:
-            self._next = self._kit.store.reserve("report", GENERATION_BLOCK)
-            self._reserved = self._next + GENERATION_BLOCK
+            try:
+                self._next = self._kit.store.reserve("report", GENERATION_BLOCK)
+                self._reserved = self._next + GENERATION_BLOCK
+            except StoreError as exc:  # a device with a full disk must not fall silent: count on, and reserve when it can
+                logger.warning("report numbers cannot be reserved: %s", exc)
         generation, self._next = self._next, self._next + 1
         return generation
 

@@ -17,6 +17,7 @@ from covey_agent.daemon.kit import Kit
 from covey_agent.ports import Child, Sockets
 
 logger = logging.getLogger(__name__)
+STABLE_S = 60.0  # a worker that served this long has recovered; one that dies sooner waits longer each time
 RESUME_TIMEOUT_S = 3.0  # a warm worker that gives no sign after Resume is replaced by a cold start
 DRAIN_TIMEOUT_S = 35.0  # a little more than the worker gives its own connections
 
@@ -43,6 +44,7 @@ class Worker:
     accepting: bool = False  # has given a sign that it accepts
     wanted: bool = False  # is meant to accept
     leaving: bool = False  # drained or replaced; its end is no news
+    accepting_since: float = 0.0  # monotonic
 
 
 class Serving:
@@ -165,10 +167,12 @@ class Serving:
     def _shows_life(self, worker: Worker) -> None:
         if not worker.wanted:
             return
-        self._failures.pop(worker.slot, None) if worker.accepting else None
+        now = self._kit.clock.monotonic()
+        if worker.accepting and now - worker.accepting_since > STABLE_S:
+            self._failures.pop(worker.slot, None)
         self._kit.nursery.extend(worker.child, self._kit.settings.inference.silence_timeout_s)
         if not worker.accepting:
-            worker.accepting = True
+            worker.accepting, worker.accepting_since = True, now
             self._tell().worker_accepts(worker.slot)
 
     def _pause(self, worker: Worker) -> None:

@@ -4,7 +4,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from tests.fakes.agent.outside import Life, PowerCutError, World, artifact, desired, inference
+from tests.fakes.agent.outside import FullDatabase, Life, PowerCutError, World, artifact, desired, inference
 
 from covey_agent.core.jobs import (
     Accepting,
@@ -433,6 +433,66 @@ def test_lost_database_still_serves_the_proven_slot_and_keeps_the_quarantine(ser
     life.connect()
     assert life.accepting() == ["A"]
     assert [entry.digest for entry in life.reported().quarantine] == [artifact(2)]
+
+
+def start_on_a_full_disk(world: World, life: Life) -> Life:
+    life.database.close()
+    life = world.start(full=True)
+    assert isinstance(life.database, FullDatabase)
+    life.database.is_full = True
+    life.agent.boot()
+    life.settle()
+    life.connect()
+    return life
+
+
+def test_full_disk_does_not_stop_a_device_from_serving(served: tuple[World, Life]) -> None:
+    world, life = served
+    life = start_on_a_full_disk(world, life)
+    accept(life, "A")
+    assert life.reported().serving
+
+
+def test_bad_model_goes_even_if_the_disk_is_full(served: tuple[World, Life]) -> None:
+    world, life = served
+    deploy(world, life, 2, 2)
+    life = start_on_a_full_disk(world, life)
+    new = life.worker("B")
+    assert new is not None
+    new.ends("killed by SIGSEGV")
+    life.settle()
+    accept(life, "A")
+    report = life.reported()
+    assert report.deployment is not None
+    assert (report.deployment.state, life.accepting()) == (DeploymentState.ROLLED_BACK, ["A"])
+
+
+def test_step_forward_waits_until_it_can_be_written(served: tuple[World, Life]) -> None:
+    world, life = served
+    life = start_on_a_full_disk(world, life)
+    accept(life, "A")
+    life.order(desired(2, 2))
+    assert not life.running("deploy")
+    assert isinstance(life.database, FullDatabase)
+    life.database.is_full = False
+    life.order(desired(2, 2))
+    keep_alive(life, 31)
+    assert life.child("deploy")
+
+
+def test_probe_that_dies_is_tried_again_before_a_release_is_judged(world: World) -> None:
+    life = world.boot()
+    life.connect()
+    life.order(desired(1, 1))
+    assert not life.running("deploy")
+    life.child("probe").ends("killed by SIGILL")
+    life.settle()
+    assert not life.running("deploy")
+    life.advance(11)
+    life.speak("probe", CAPABLE)
+    job = life.child("deploy").job
+    assert isinstance(job, DeployJob)
+    assert job.capabilities.arch == "x86_64"
 
 
 def _live_through(world: World, life: Life) -> None:

@@ -36,6 +36,7 @@ from covey_agent.core.jobs import (
     Verified,
     VerifyFailed,
 )
+from covey_agent.errors import StoreError
 from covey_agent.identity import Identity, IdentityFile
 from covey_agent.inbox import BrokerConnected, BrokerLost, ChildEnded, ChildSpoke, MessageArrived, Post
 from covey_agent.settings import InferenceSettings, Settings
@@ -177,6 +178,21 @@ class FragileDatabase(Database):
             raise PowerCutError
 
 
+class FullDatabase(Database):
+    """A real database on a disk that is full whenever a test says so."""
+
+    def __init__(self, inner: Database) -> None:
+        super().__init__(inner._connection)
+        self.is_full = False
+
+    @contextmanager
+    def transaction(self, *, durable: bool) -> Iterator[sqlite3.Connection]:
+        if self.is_full:
+            raise StoreError("database or disk is full")
+        with super().transaction(durable=durable) as connection:
+            yield connection
+
+
 @dataclass
 class Life:
     """One run of the agent process on a device."""
@@ -301,10 +317,12 @@ class World:
             folder=self.state_dir / "identity",
         )
 
-    def start(self, *, cut_at: int | None = None, after: bool = False) -> Life:
-        """A new process; with `cut_at`, one that loses power at that write."""
+    def start(self, *, cut_at: int | None = None, after: bool = False, full: bool = False) -> Life:
+        """A new process; with `cut_at`, one that loses power at that write; with `full`, one whose disk can be full."""
         (self.state_dir / "run").mkdir(exist_ok=True)
         database = open_database(self.state_dir / "state.db")
+        if full:
+            database = FullDatabase(database)
         if cut_at is not None:
             database = FragileDatabase(database, cut_at=cut_at, after=after)
         broker = FakeBroker()
