@@ -158,7 +158,7 @@ class Reading(Struct, frozen=True, array_like=True):
 class ReadingBatch(Struct, frozen=True, tag="readings"):
     """Consecutive readings of one epoch. Delivered at least once, stored exactly once.
 
-    The epoch changes only when a device loses its buffer; (device, epoch, sequence) names a reading for ever. `lost` counts,
+    Sequences begin at 1. The epoch changes only when a device loses its buffer; (device, epoch, sequence) names a reading for ever. `lost` counts,
     for this epoch, the readings that were dropped because the buffer was full, by priority; sequence numbers in `gaps` were
     dropped and will never come.
     """

@@ -8,6 +8,7 @@ feedback, so that the fleet sees live accuracy. Each answer is a JSON line in `-
 """
 
 import argparse
+import contextlib
 import json
 import signal
 import sys
@@ -16,6 +17,7 @@ from pathlib import Path
 from types import FrameType
 
 import numpy as np
+
 from covey_agent.client import Client
 from covey_agent.errors import CoveyAgentError
 
@@ -53,10 +55,11 @@ def main() -> int:
 def _ask(client: Client, picture: np.ndarray, truth: str | None) -> dict[str, object]:
     try:
         result = client.infer(picture)
-        if truth is not None:
-            client.feedback(truth)
     except CoveyAgentError as exc:  # no model yet, or the agent is down
         return {"error": str(exc)}
+    if truth is not None:
+        with contextlib.suppress(CoveyAgentError):  # another model serves by now and does not know the answer: nothing is lost
+            client.feedback(truth, id=result.id)
     return {"label": result.label, "truth": truth, "confidence": result.confidence, "version": result.version, "slot": result.slot}
 
 

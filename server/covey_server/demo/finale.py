@@ -20,7 +20,7 @@ def finish(stage: Stage) -> None:
     for participant in stage.participants:
         streams = stage.call().get(f"/devices/{participant}/readings/latest")["streams"]
         readings[participant] = {
-            "sent": sum(stream["upto"] + 1 for stream in streams),
+            "sent": sum(stream["upto"] for stream in streams),
             "received": sum(stream["stored"] for stream in streams),
             "duplicate": sum(stream["duplicates"] for stream in streams),
             "lost": sum(sum(stream["lost"].values()) for stream in streams),
@@ -67,14 +67,9 @@ def _rows(report: dict[str, Any]) -> list[tuple[str, str]]:
     if outage := report.get("outage"):
         rows.append(("outage", f"{outage['asked']} pictures answered alone, {outage['failed']} failed, every reading there once"))
     for behaviour, outcome in report.get("poison", {}).items():
-        times = [f"{ms:.0f} ms" for ms in outcome["rollback_ms"] if ms is not None]
-        back = f"old model back in {', '.join(times)}" if times else "never served"
-        rows.append(
-            (
-                f"poison: {behaviour}",
-                f"{outcome['state']} at the canary, {back}, {outcome['failed']} of {outcome['requests']} requests failed",
-            )
-        )
+        times = ", ".join(f"{ms:.0f} ms" for ms in outcome["rollback_ms"] if ms is not None)
+        words = f"old model serving after {times}, {outcome['failed']} of {outcome['requests']} requests failed"
+        rows.append((f"poison: {behaviour}", f"{outcome['state']} at the canary, {words}"))
     if readings := report.get("readings"):
         total = {key: sum(entry[key] for entry in readings.values()) for key in ("sent", "received", "duplicate", "lost")}
         rows.append(("readings", "  ".join(f"{key} {value}" for key, value in total.items())))

@@ -34,10 +34,8 @@ def outage(stage: Stage) -> None:
     backfilled = _requests(stage, device, since=since, until=until) - seen_before
     stage.held(f"what happened meanwhile was buffered and filed at its own time: {backfilled} inferences", backfilled > 0)
     stream = stage.call().get(f"/devices/{device}/readings/latest")["streams"][-1]
-    exactly_once = stream["stored"] == stream["upto"] + 1 and not any(stream["lost"].values())
-    words = (
-        f"{stream['stored']} stored of {stream['upto'] + 1} sent, {stream['duplicates']} came twice, {sum(stream['lost'].values())} lost"
-    )
+    exactly_once = stream["stored"] == stream["upto"] and not any(stream["lost"].values())
+    words = f"{stream['stored']} stored of {stream['upto']} sent, {stream['duplicates']} came twice, {sum(stream['lost'].values())} lost"
     stage.held(f"every reading of {device} is there exactly once: {words}", exactly_once)
     stage.note("outage", {"device": device, "asked": len(alone), "failed": failed, "backfilled": backfilled, "stream": stream})
 

@@ -34,7 +34,7 @@ def _ship_one(stage: Stage, behaviour: str) -> dict[str, Any]:
     parts = parts_of(stage, rollout)
     touched = [part for part in parts if part["state"] != "skipped"]
     for part in touched:
-        took = f", old model back in {part['rollback_ms']:.0f} ms" if part["rollback_ms"] is not None else ", it never served"
+        took = "" if part["rollback_ms"] is None else f"; {part['rollback_ms']:.0f} ms after the evidence the old model serves"
         stage.narrator.line(f"{part['device_id']}: {part['deployment_state']}: {part['reason']}{took}")
     stage.held(f"the server halted at the canary: {ended['reason']}", ended["state"] == "halted" and len(touched) == 1)
     back = all(_served(stage, device) == good[device] for device in stage.devices)
