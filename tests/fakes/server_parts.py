@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from fastapi import APIRouter, FastAPI
 from fastapi.testclient import TestClient
 from sqlmodel import Session, select
+from starlette.types import Receive, Scope, Send
 from tests.fakes.pki import make_csr
 
 from covey_contract.codec import digest_of
@@ -28,6 +29,7 @@ from covey_server import tables
 from covey_server.access import api as access_api
 from covey_server.access import service as access
 from covey_server.access.models import Role
+from covey_server.access.throttle import RateLimit
 from covey_server.api_errors import install_error_handlers
 from covey_server.audit import api as audit_api
 from covey_server.db import Database
@@ -256,25 +258,41 @@ def add_device(session: Session, device: str, **columns: object) -> Device:
 
 def make_app(parts: Parts, *more: APIRouter) -> FastAPI:
     """The device side's API and edge in one application; `more` adds other capabilities' routers."""
-    app = FastAPI()
+    app = _routes(*more)
     app.state.parts = parts
+    return app
+
+
+def _routes(*more: APIRouter) -> FastAPI:
+    app = FastAPI()
     install_error_handlers(app)
-    for router in (
-        devices_api.router,
-        access_api.router,
-        telemetry_api.router,
-        triggers_api.router,
-        audit_api.router,
-        devices_edge.router,
-        *more,
-    ):
+    for edge in (devices_api, access_api, telemetry_api, triggers_api, audit_api, devices_edge):
+        app.include_router(edge.router)
+    for router in more:
         app.include_router(router)
     return app
 
 
+_shared_routes = cache(_routes)  # an application's first request takes longer than most tests
+
+
+class _AppOf:
+    """The shared application, with one test's parts in it while it answers."""
+
+    def __init__(self, parts: Parts, app: FastAPI) -> None:
+        self._parts = parts
+        self._app = app
+        self._enrol_limit = RateLimit(burst=60, per_second=10)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        self._app.state.parts, self._app.state.enrol_limit = self._parts, self._enrol_limit
+        await self._app(scope, receive, send)
+
+
 def api_client(parts: Parts, *more: APIRouter, role: Role | None = Role.ADMIN) -> TestClient:
     """A client of the API with a token of this role, or without any."""
-    client = TestClient(make_app(parts, *more), raise_server_exceptions=True)
+    client = TestClient(_AppOf(parts, _shared_routes(*more)), raise_server_exceptions=True)
     if role is not None:
         with parts.db.begin() as session:
             _, text = access.create_token(session, f"test-{role.value}", role=role, actor="system", now=parts.clock())
