@@ -17,6 +17,7 @@ from covey_server.cli.releases import find_release
 app = typer.Typer(help="Rollouts: the staged delivery of a release.", no_args_is_help=True)
 RolloutArgument = Annotated[str, typer.Argument(help="Id of the rollout.", metavar="ROLLOUT")]
 _POLL_S = 1.0
+_BAR = 12  # characters
 _BUSY = ("pending", "sent", "active")
 _STATES = ("succeeded", "active", "sent", "pending", "failed", "unresponsive", "skipped")
 
@@ -196,13 +197,14 @@ def _act(rollout: str, what: str, *, as_json: bool) -> None:
 def _progress(rollout: dict[str, Any]) -> Table:
     table = Table(title=f"{rollout['name']}  {rollout['state']}  {rollout['reason']}", title_justify="left", box=None, pad_edge=False)
     for column in ("phase", "done", *_STATES):
-        table.add_column(column)
+        table.add_column(column, min_width=_BAR if column == "done" else None)
     for number, phase in enumerate(rollout["phases"]):
         counts = phase["devices"]
         total = sum(counts.values())
         done = total - sum(counts.get(state, 0) for state in _BUSY)
         marker = ">" if number == rollout["current_phase"] and rollout["state"] == "running" else " "
-        bar = "█" * (20 * done // total) + "░" * (20 - 20 * done // total) if total else "no device"
+        filled = _BAR * done // total if total else 0
+        bar = "█" * filled + "░" * (_BAR - filled) if total else "no device"
         table.add_row(f"{marker} {phase['name']}", bar, *(str(counts.get(state, "")) for state in _STATES))
     return table
 
