@@ -3,7 +3,7 @@ once in a billion runs or less."""
 
 import numpy as np
 import pytest
-from scipy import stats
+from scipy import stats  # type: ignore[import-untyped]  # scipy publishes no types
 
 from covey_agent.workers.training import noise
 
@@ -35,7 +35,7 @@ def test_every_draw_is_new() -> None:
 
 
 def test_uniform_values_never_reach_the_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(noise.os, "urandom", lambda count: b"\x00" * (count // 2) + b"\xff" * (count - count // 2))
+    monkeypatch.setattr("os.urandom", lambda count: b"\x00" * (count // 2) + b"\xff" * (count - count // 2))
     drawn = noise.draw_uniform(2)
     assert 0 < drawn[0] < drawn[1] < 1
     assert np.isfinite(np.log(drawn)).all()

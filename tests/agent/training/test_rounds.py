@@ -26,6 +26,7 @@ class Witness:
 
     allow: bool = True
     fail: Exception | None = None
+    unreadable: bool = False
     seen: list[str] = field(default_factory=list)
 
     def ask(self, question: AskRound) -> RoundDecision:
@@ -40,6 +41,8 @@ class Witness:
 
     def load_data(self, path: str) -> tuple[Any, Any]:
         self.seen.append(f"data {path}")
+        if self.unreadable:
+            raise ValueError("row 7 is secret")
         return np.ones((4, 2)), np.zeros(4)
 
     def train(self, _task: Task, weights: Weights, _x: Any, _y: Any) -> Weights:
@@ -141,12 +144,7 @@ def test_a_task_that_crashes_says_no_more_than_how(make: Make) -> None:
 
 
 def test_an_unreadable_share_is_refused_without_its_contents(make: Make) -> None:
-    witness = Witness()
-
-    def unreadable(_path: str) -> tuple[Any, Any]:
-        raise ValueError("row 7 is secret")
-
-    witness.load_data = unreadable  # type: ignore[method-assign]  # the fault is what is tested
+    witness = Witness(unreadable=True)
     answer = make(witness).answer("r1", 1, WEIGHTS)
     assert answer == Refused("dataset points cannot be read: ValueError")
 

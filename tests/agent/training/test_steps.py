@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -17,8 +18,8 @@ FEATURES, CLASSES = 40, 5
 
 
 def plan(**changes: Any) -> PrivacyPlan:
-    values = {"level": "record", "noise_multiplier": 1.0, "clipping_norm": 1.0, "sample_rate": 1.0, "steps": 1, "delta": 1e-4} | changes
-    return PrivacyPlan(**values)
+    usual = PrivacyPlan(level="record", noise_multiplier=1.0, clipping_norm=1.0, sample_rate=1.0, steps=1, delta=1e-4)
+    return msgspec.structs.replace(usual, **changes)
 
 
 def make_task(build: Callable[[], Any] | None = None) -> Task:
@@ -72,9 +73,14 @@ def test_noise_has_the_plans_size_also_in_an_empty_sample() -> None:
 
 
 def test_the_number_of_steps_is_the_plans(monkeypatch: pytest.MonkeyPatch) -> None:
-    drawn = []
+    drawn: list[float] = []
     real = steps.draw_sample
-    monkeypatch.setattr(steps, "draw_sample", lambda size, *, rate: drawn.append(rate) or real(size, rate=rate))
+
+    def counted(size: int, *, rate: float) -> Any:
+        drawn.append(rate)
+        return real(size, rate=rate)
+
+    monkeypatch.setattr(steps, "draw_sample", counted)
     train(make_task(), x=data()[0], y=data()[1], steps=7, sample_rate=0.3)
     assert drawn == [0.3] * 7
 
