@@ -361,7 +361,13 @@ def _add_readings(session: Session, now: datetime) -> None:
         )
     steps = ("fetching", "verifying", "staged", "activating", "probation", "rolling_back", "rolled_back")
     for place, state in enumerate(steps):
-        values: dict[str, object] = {"state": state, "version": 2}
+        values: dict[str, object] = {
+            "deployment": "dep-2-jetson-dock",
+            "model": "digits",
+            "version": 2,
+            "state": state,
+            "variant": "onnx-int8",
+        }
         session.add(_reading("jetson-dock", 1000 + place, now - timedelta(minutes=30 - place), "deployment", values))
     for name in PARTNERS:
         values = {"run": RUN, "round": 8, "loss": 0.41, "epsilon": 2.36, "budget": 2.5 if name == "clinic-south" else 8.0}

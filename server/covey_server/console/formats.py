@@ -56,7 +56,9 @@ def size(count: float | None) -> str:
 
 def percent(share: float | None, digits: int = 1) -> str:
     """A share of 0..1 as per cent."""
-    return _DASH if share is None else f"{share * 100:.{digits}f} %"
+    if share is None:
+        return _DASH
+    return f"{share * 100:.{digits}f} %" if isfinite(share) else "∞"
 
 
 def points(share: float | None) -> str:

@@ -10,12 +10,13 @@ import asyncio
 import json
 import logging
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Header, Query, Request
+import anyio
+from fastapi import APIRouter, FastAPI, Header, Query, Request
 from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.concurrency import run_in_threadpool
 
@@ -59,19 +60,20 @@ class LiveFeed:
         self._listeners = 0
         self._task: asyncio.Task[None] | None = None
         self._starting = asyncio.Lock()
-        self._grown = asyncio.Condition()
+        self._read = asyncio.Condition()
         self._closed = False
 
-    async def listen(self, after: int | None) -> AsyncGenerator[Told, None]:
-        """Every event with an id above `after` (None: from now on), for as long as the caller takes them."""
+    async def listen(self, after: int | None, *, is_over: Callable[[], bool] = lambda: False) -> AsyncGenerator[Told, None]:
+        """Every event with an id above `after` (None: from now on), until `is_over`, which is asked at every reading."""
         self._listeners += 1
         try:
             await self._start()
             place = self._count  # taken before the read: an event of the meantime is told twice rather than never
             for event in await self._catch_up(self._newest if after is None else after):
                 yield event
-            while not self._closed:
-                await self._wait_beyond(place)
+            while not (self._closed or is_over()):
+                async with self._read:
+                    await self._read.wait()
                 fresh, place = self._since(place), self._count  # before yielding: more may come while the caller is busy
                 for event in fresh:
                     yield event
@@ -80,16 +82,9 @@ class LiveFeed:
             if self._listeners == 0:
                 self._stop()
 
-    async def close(self) -> None:
-        """End every stream."""
+    def close(self) -> None:
+        """End every stream with the next reading. May be called from a signal handler."""
         self._closed = True
-        self._stop()
-        async with self._grown:
-            self._grown.notify_all()
-
-    async def _wait_beyond(self, place: int) -> None:
-        async with self._grown:
-            await self._grown.wait_for(lambda: self._count > place or self._closed)
 
     async def _start(self) -> None:
         async with self._starting:
@@ -123,14 +118,14 @@ class LiveFeed:
                 rows = await run_in_threadpool(self._read_after, self._newest - _OVERLAP)
             except Exception:  # the loop's top: a database that is away for a moment must not end everybody's stream
                 logger.exception("live events could not be read")
-                continue
-            fresh = [_told(row) for row in rows if row.id not in self._seen]
-            if fresh:
-                async with self._grown:
-                    self._keep(fresh)
-                    self._grown.notify_all()
+                rows = []
+            async with self._read:
+                self._keep([_told(row) for row in rows if row.id not in self._seen])
+                self._read.notify_all()
 
     def _keep(self, fresh: list[Told]) -> None:
+        if not fresh:
+            return
         self._kept.extend(fresh)
         self._count += len(fresh)
         self._newest = max(self._newest, *(event.id for event in fresh))
@@ -159,7 +154,15 @@ async def stream_events(
     """The stream of one page. `after` begins it; Last-Event-ID, which a browser sends when it comes back, wins over it."""
     if last_event_id is not None and last_event_id.isascii() and last_event_id.isdecimal():
         after = int(last_event_id[:18])
-    return EventSourceResponse(_stream(feed_of(request), after), ping=_HEARTBEAT_S, send_timeout=_SEND_TIMEOUT_S, sep="\n")
+    ending = anyio.Event()
+    return EventSourceResponse(
+        _stream(feed_of(request), after, ending),
+        ping=_HEARTBEAT_S,
+        send_timeout=_SEND_TIMEOUT_S,
+        shutdown_event=ending,
+        shutdown_grace_period=3 * _POLL_S,
+        sep="\n",
+    )
 
 
 def feed_of(request: Request) -> LiveFeed:
@@ -171,9 +174,19 @@ def feed_of(request: Request) -> LiveFeed:
     return feed
 
 
-async def _stream(feed: LiveFeed, after: int | None) -> AsyncIterator[ServerSentEvent]:
+def end_streams(app: FastAPI) -> None:
+    """Let open pages go, so that the server can end at once; a server waits for its open answers, and a stream is one.
+
+    Call it where SIGTERM is handled. It is not needed where uvicorn handles signals itself: sse-starlette notices those.
+    """
+    feed = getattr(app.state, "console_feed", None)
+    if isinstance(feed, LiveFeed):
+        feed.close()
+
+
+async def _stream(feed: LiveFeed, after: int | None, ending: anyio.Event) -> AsyncIterator[ServerSentEvent]:
     yield ServerSentEvent(comment="covey", retry=2000, sep="\n")
-    async with aclosing(feed.listen(after)) as events:  # so that a broken stream leaves the feed at once
+    async with aclosing(feed.listen(after, is_over=ending.is_set)) as events:  # so that a broken stream leaves the feed at once
         async for event in events:
             # Without an SSE event name, so that one listener in the browser hears every name, also those it does not know yet.
             yield ServerSentEvent(data=json.dumps({"name": event.name, "data": event.data}), id=str(event.id), sep="\n")

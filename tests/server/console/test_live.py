@@ -131,7 +131,7 @@ def test_closing_ends_every_stream(db: Database) -> None:
         events = feed.listen(0)
         ending = asyncio.ensure_future(anext(events, None))
         await asyncio.sleep(0.02)
-        await feed.close()
+        feed.close()
         assert await asyncio.wait_for(ending, 5) is None
 
     run(test)

@@ -82,8 +82,8 @@ def test_the_window_ends_at_the_newest_reading(db: Database) -> None:
 
 
 def test_values_that_are_no_numbers_are_left_out(db: Database) -> None:
-    store(db, [0, 10], [{"cpu_percent": "hot"}, {"cpu_percent": 12.5}], kind="system")
-    assert values(charts(db)["cpu"], "CPU") == [None, 12.5]
+    store(db, [0, 10, 20], [{"cpu_percent": "hot"}, {"cpu_percent": 12.5}, {"cpu_percent": float("nan")}], kind="system")
+    assert values(charts(db)["cpu"], "CPU") == [None, 12.5, None]
 
 
 def test_a_device_without_readings_has_empty_charts(db: Database) -> None:

@@ -172,18 +172,19 @@ def _deployment(session: Session, device_id: str, report: DeploymentReport) -> D
         rollback_ms=report.rollback_ms,
         started_at=from_millis(report.started_at) if report.started_at else None,
         changed_at=from_millis(report.changed_at) if report.changed_at else None,
-        steps=deployment_steps(report.state, passed=_passed(session, device_id, since=report.started_at)),
+        steps=deployment_steps(report.state, passed=_passed(session, device_id, report)),
     )
 
 
-def _passed(session: Session, device_id: str, *, since: int) -> dict[str, datetime]:
+def _passed(session: Session, device_id: str, report: DeploymentReport) -> dict[str, datetime]:
     query = (
         select(ReadingRow)
-        .where(ReadingRow.device_id == device_id, ReadingRow.kind == "deployment", col(ReadingRow.at) >= from_millis(since))
+        .where(ReadingRow.device_id == device_id, ReadingRow.kind == "deployment", col(ReadingRow.at) >= from_millis(report.started_at))
         .order_by(col(ReadingRow.at))
         .limit(100)
     )
-    return {str(row.values.get("state", "")): row.at for row in session.exec(query)}
+    told = [row for row in session.exec(query) if row.values.get("deployment") == report.deployment]
+    return {str(row.values.get("state", "")): row.at for row in told}
 
 
 def _quarantine(session: Session, device_id: str) -> tuple[QuarantineView, ...]:
@@ -216,8 +217,10 @@ def _timeline(session: Session, device_id: str) -> tuple[Happening, ...]:
 def _told(row: ReadingRow) -> Happening:
     values = {key: value for key, value in row.values.items() if value not in ("", None)}
     if row.kind == "deployment":
+        values.pop("deployment", None)  # an id that says nothing here
         state = str(values.pop("state", "deployment"))
-        return Happening(row.at, state, "deployment", _text(values))
+        release = f"{values.pop('model', 'deployment')} v{values.pop('version', '?')}"
+        return Happening(row.at, state, release, _text(values))
     if row.kind == "alarm":
         return Happening(row.at, "warning", str(values.pop("what", "alarm")), _text(values))
     return Happening(row.at, "training", f"trained round {values.pop('round', '?')}", _text(values))

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import pairwise
+from math import isfinite
 from statistics import median
 from typing import Any
 
@@ -21,6 +22,7 @@ _MAX_ROWS = 20_000
 _POINTS = 150
 _CLASSES = 12  # a stack with more layers cannot be read
 _CLASS = "class_"
+_OTHER = "other"  # what a device with very many classes has added up itself
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +117,8 @@ def _class_mix(groups: list[list[ReadingRow]]) -> list[Series]:
     for found in counts:
         for label, count in found.items():
             totals[label] = totals.get(label, 0.0) + count
-    largest = sorted(totals, key=lambda label: -totals[label])[:_CLASSES]
+    named = [label for label in totals if label != _OTHER]
+    largest = sorted(named, key=lambda label: -totals[label])[:_CLASSES]
     series = [line(label, [_share(found.get(label, 0.0), found) for found in counts]) for label in sorted(largest)]
     if len(totals) > len(largest):
         rest = set(totals) - set(largest)
@@ -149,4 +152,5 @@ def _mean(values: Iterable[float]) -> float:
 
 def _value(row: ReadingRow, name: str) -> float | None:
     value: Any = row.values.get(name)
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
+    return float(value) if is_number else None

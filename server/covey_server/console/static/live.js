@@ -2,6 +2,7 @@
 //
 // data-live="rollout.changed run.changed"   events that concern an element
 // data-live-id="r-1"                        only those that tell of this id
+// data-live-every="5"                       also every so many seconds, for what arrives too often to be told each time
 // Such an element gets a "refresh" event, at most once a second, never while its last one is still under way.
 (() => {
   "use strict";
@@ -65,6 +66,10 @@
       if (source?.readyState === EventSource.CLOSED) retry = setTimeout(open, 3000);
     });
   };
+
+  for (const element of document.querySelectorAll("[data-live-every]")) {
+    setInterval(() => document.hidden || refresh(element), 1000 * Number(element.dataset.liveEvery));
+  }
 
   // A hidden page listens no more: browsers allow six connections to a server, and a stream holds one in every tab.
   document.addEventListener("visibilitychange", () => (document.hidden ? close() : open()));
