@@ -187,12 +187,29 @@ def make_parts(work_dir: Path, *, settings: Settings | None = None) -> TestParts
         settings=settings,
         db=db,
         clock=clock,
-        authority=FileAuthority.create(settings, now=clock()),
+        authority=_copied_authority(settings),
         permissions=RecordedPermissions(),
         blobs=MemoryBlobs(work_dir / "blob-files"),
         repository=MemoryRepository(),
         director=KeyDirector(),
     )
+
+
+def _copied_authority(settings: Settings) -> FileAuthority:
+    """A real authority whose files were made once and are copied."""
+    folder = settings.path("pki")
+    folder.mkdir()
+    for name, data in _authority_files().items():
+        (folder / name).write_bytes(data)
+    return FileAuthority.open(settings)
+
+
+@cache
+def _authority_files() -> dict[str, bytes]:
+    with TemporaryDirectory() as work_dir:
+        settings = Settings(work_dir=Path(work_dir))
+        FileAuthority.create(settings, now=START)
+        return {name: settings.path("pki", name).read_bytes() for name in ("ca.key", "ca.crt")}
 
 
 @cache

@@ -90,11 +90,11 @@ def test_a_good_message_reaches_its_handler(parts: TestParts, channel: Channel) 
 
 
 @pytest.mark.parametrize("channel", CHANNELS)
-@pytest.mark.parametrize("payload", MALFORMED.values(), ids=MALFORMED)
-def test_malformed_bytes_on_every_topic_are_counted_and_dropped(parts: TestParts, channel: Channel, payload: bytes) -> None:
+def test_malformed_bytes_on_every_topic_are_counted_and_dropped(parts: TestParts, channel: Channel) -> None:
     router = router_with(parts, note("seen"))
-    assert not router.route(topic_of(channel), payload)
-    assert router.refused == {"malformed": 1}
+    for name, payload in MALFORMED.items():
+        assert not router.route(topic_of(channel), payload), name
+    assert router.refused == {"malformed": len(MALFORMED)}
     assert names(parts) == []
 
 
