@@ -290,7 +290,15 @@ def _routes(*more: APIRouter) -> FastAPI:
     return app
 
 
-_shared_routes = cache(_routes)  # an application's first request takes longer than most tests
+_applications: dict[tuple[int, ...], tuple[FastAPI, tuple[APIRouter, ...]]] = {}
+
+
+def _shared_routes(*more: APIRouter) -> FastAPI:
+    """One application for each set of routers: its first request takes longer than most tests."""
+    key = tuple(id(router) for router in more)
+    if key not in _applications:
+        _applications[key] = (_routes(*more), more)  # the routers are kept, so that no other gets the id of one
+    return _applications[key][0]
 
 
 class _AppOf:
