@@ -14,10 +14,11 @@ from msgspec import Meta, Struct, field
 
 from covey_contract import ids, limits
 
-DeviceIdField = Annotated[str, Meta(pattern=ids.DEVICE_ID_PATTERN)]
-NameField = Annotated[str, Meta(pattern=ids.NAME_PATTERN)]
-DigestField = Annotated[str, Meta(pattern=ids.DIGEST_PATTERN)]
-IdField = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_-]+$")]
+_END = r"(?!\n)"  # "$" in Python also matches before a trailing newline
+DeviceIdField = Annotated[str, Meta(pattern=ids.DEVICE_ID_PATTERN + _END)]
+NameField = Annotated[str, Meta(pattern=ids.NAME_PATTERN + _END)]
+DigestField = Annotated[str, Meta(pattern=ids.DIGEST_PATTERN + _END)]
+IdField = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_-]+$" + _END)]
 ReasonField = Annotated[str, Meta(max_length=limits.MAX_REASON_CHARS)]
 Millis = Annotated[int, Meta(ge=0)]
 Count = Annotated[int, Meta(ge=0)]
@@ -158,9 +159,9 @@ class Reading(Struct, frozen=True, array_like=True):
 class ReadingBatch(Struct, frozen=True, tag="readings"):
     """Consecutive readings of one epoch. Delivered at least once, stored exactly once.
 
-    Sequences begin at 1. The epoch changes only when a device loses its buffer; (device, epoch, sequence) names a reading for ever. `lost` counts,
-    for this epoch, the readings that were dropped because the buffer was full, by priority; sequence numbers in `gaps` were
-    dropped and will never come.
+    Sequences begin at 1 and may jump when an agent restarts. The epoch changes only when a device loses its buffer; (device,
+    epoch, sequence) names a reading for ever. `lost` counts, for this epoch, the readings that were dropped because the buffer
+    was full, by priority.
     """
 
     epoch: IdField
@@ -189,7 +190,7 @@ class WantMetadata(Struct, frozen=True, tag="want_metadata", forbid_unknown_fiel
     """Ask for one TUF metadata file (`metadata/...`) or target (`targets/...`)."""
 
     id: IdField
-    name: Annotated[str, Meta(min_length=1, max_length=256, pattern=r"^(metadata|targets)/[A-Za-z0-9._/-]+$")]
+    name: Annotated[str, Meta(min_length=1, max_length=256, pattern=r"^(metadata|targets)/[A-Za-z0-9._/-]+$" + _END)]
     part: Count = 0
 
 

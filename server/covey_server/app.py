@@ -10,7 +10,7 @@ from covey_server import __version__
 from covey_server.access import api as access_api
 from covey_server.api_errors import install_error_handlers
 from covey_server.audit import api as audit_api
-from covey_server.broker.permissions import NatsPermissions
+from covey_server.broker.external import permissions_of
 from covey_server.clock import utc_now
 from covey_server.console import mounting as console
 from covey_server.db import Database
@@ -61,7 +61,7 @@ def open_parts(settings: Settings) -> Parts:
         db=Database(settings.resolved_database_url),
         clock=utc_now,
         authority=FileAuthority.open(settings),
-        permissions=NatsPermissions.of(settings),
+        permissions=permissions_of(settings),
         blobs=FolderBlobStore(settings.path("blobs")),
         repository=TufRepository(settings),
         director=FileDirector.load(settings),

@@ -27,6 +27,16 @@ from covey_server.settings import Settings
 _BACKLOG = 2048  # connections that may wait: a fleet that comes back at once
 
 
+def check_ports(settings: Settings) -> None:
+    """Raise UnavailableError if a port that we need is taken: a stranger behind it would look like our own program."""
+    _refuse_taken_port(settings.api.host, settings.api.port)
+    _refuse_taken_port(settings.edge.host, settings.edge.port)
+    if settings.broker.kind == "embedded":
+        _refuse_taken_port(settings.broker.host, settings.broker.port)
+    if settings.flower.enabled:
+        _refuse_taken_port("127.0.0.1", settings.flower.port)
+
+
 def process_specs(settings: Settings) -> list[ProcessSpec]:
     """Everything `covey up` runs, in the order in which it must start."""
     specs: list[ProcessSpec] = []

@@ -14,7 +14,9 @@ from datetime import timedelta
 from types import FrameType
 
 from covey_server import outbox
+from covey_server.access.idempotency import prune_idempotency_keys
 from covey_server.access.logins import prune_logins
+from covey_server.devices.service import active_devices
 from covey_server.federation.ticks import RunKeeper
 from covey_server.mqtt.gateway import Gateway
 from covey_server.mqtt.link import BrokerLink
@@ -90,6 +92,8 @@ class Worker:
             _Tick("rollouts", 0.5, lambda: rollouts.tick_rollouts(parts, parts.clock())),
             _Tick("builds", 0.5, lambda: self.builder.tick_builds(parts, parts.clock())),
             _Tick("counters", 3.0, self._store_counters),
+            # Repairs what an enrolment or revocation could not apply because the broker was away.
+            _Tick("permissions", 10.0, lambda: parts.permissions.apply(active_devices(parts.db))),
             _Tick("metadata", 600.0, lambda: parts.repository.refresh(parts.clock())),
             _Tick("pruning", 3600.0, self._prune),
         ]
@@ -122,6 +126,7 @@ class Worker:
         with self.parts.db.begin() as session:
             outbox.prune(session, now=now, keep=_KEEP_SENT)
             prune_logins(session, now=now)
+            prune_idempotency_keys(session, now=now)
             telemetry.prune_readings(session, now=now, keep=timedelta(days=self.parts.settings.telemetry.keep_days))
 
     def _on_signal(self, _number: int, _frame: FrameType | None) -> None:

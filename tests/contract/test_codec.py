@@ -161,3 +161,13 @@ def test_a_full_chunk_fits_the_payload_limit() -> None:
 )
 def test_chunks_and_groups_cover_an_artifact(length: int, chunks: int, groups: int) -> None:
     assert (limits.chunk_count(length), limits.group_count(length)) == (chunks, groups)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("device", "pi-1\\n"), ("id", "c1\\n"), ("run", "r1\\n"), ("device", "a/b"), ("device", "..")]
+)
+def test_a_field_with_a_bad_id_is_refused(field: str, value: str) -> None:
+    fields = {"id": "c1", "device": "pi-1", "run": "r1"} | {field: value}
+    text = "".join(f'"{name}":"{text}",' for name, text in fields.items())
+    with pytest.raises(MalformedPayloadError):
+        codec.decode_order(m.Signed(f'{{"type":"stop_run",{text}"expires_at":9}}'.encode(), D, b""))

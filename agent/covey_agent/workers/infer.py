@@ -12,7 +12,7 @@ import threading
 import time
 from pathlib import Path
 
-from covey_agent.core.jobs import Drain, InferJob, InferReady, Pause, Resume
+from covey_agent.core.jobs import Accepting, Drain, InferJob, InferReady, Pause, Resume
 from covey_agent.workers.errors import ModelError
 from covey_agent.workers.lines import Lines
 
@@ -73,6 +73,7 @@ def obey(lines: Lines, server: Server) -> None:
                 server.pause()
             case Resume():
                 server.resume()
+                lines.emit(Accepting())
             case Drain():
                 break
             case _:

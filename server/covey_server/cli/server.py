@@ -58,11 +58,12 @@ def up(work_dir: WorkDir = None) -> None:
     """Run everything on this machine: broker, API and console, worker, Flower SuperLink. Ctrl-C stops it."""
     from covey_server.initialise import initialise  # noqa: PLC0415 - loads the whole server
     from covey_server.observability.logs import configure_logs  # noqa: PLC0415
-    from covey_server.programs import process_specs  # noqa: PLC0415
+    from covey_server.programs import check_ports, process_specs  # noqa: PLC0415
     from covey_server.supervisor import Supervisor  # noqa: PLC0415
 
     settings = _settings(work_dir)
     configure_logs(settings.log, program="up")
+    check_ports(settings)
     first = initialise(settings)
     stop = _stop_on_signals()
     supervisor = Supervisor(process_specs(settings), settings.path("logs"), on_change=lambda name, what: say(f"  {name:<10} {what}"))
