@@ -32,8 +32,10 @@ def train_references(
     torch.set_num_threads(1)
     shares, held_out = [_features(share) for share in shares], _features(held_out)
     everything = (np.concatenate([x for x, _ in shares]), np.concatenate([y for _, y in shares]))
-    chosen = {"rounds": rounds, "steps": steps, "sample_rate": sample_rate, "seed": seed}
-    return {"without-privacy": _federated(shares, held_out, **chosen), "central": _federated([everything], held_out, **chosen)}
+    curves = {}
+    for name, parts in (("without-privacy", shares), ("central", [everything])):
+        curves[name] = _federated(parts, held_out, rounds=rounds, steps=steps, sample_rate=sample_rate, seed=seed)
+    return curves
 
 
 def _features(share: Share) -> Share:

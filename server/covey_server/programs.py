@@ -15,6 +15,7 @@ from fastapi import FastAPI
 from covey_server import app as wiring
 from covey_server.broker.embedded import embedded_broker, is_listening
 from covey_server.clock import utc_now
+from covey_server.console import end_streams
 from covey_server.db import Database
 from covey_server.devices.authority import FileAuthority
 from covey_server.devices.service import active_devices
@@ -57,10 +58,8 @@ def run_api(settings: Settings) -> None:
     configure_logs(settings.log, program="api")
     parts = wiring.open_parts(settings)
     pki = settings.path("pki")
-    console = _Server(_config(wiring.build_api(parts), settings.api.host, settings.api.port))
-    edge = _Server(
-        _config(wiring.build_edge(parts), settings.edge.host, settings.edge.port, certificate=pki / "edge.crt", key=pki / "edge.key")
-    )
+    console = _Server(wiring.build_api(parts), settings.api.host, settings.api.port)
+    edge = _Server(wiring.build_edge(parts), settings.edge.host, settings.edge.port, certificate=pki / "edge.crt", key=pki / "edge.key")
     asyncio.run(_serve(console, edge))
 
 
@@ -79,13 +78,17 @@ def _own(settings: Settings, name: str, ready: object) -> ProcessSpec:
 class _Server(uvicorn.Server):
     """One of several listeners in a process: signals are handled once, for all of them."""
 
+    def __init__(self, app: FastAPI, host: str, port: int, *, certificate: Path | None = None, key: Path | None = None) -> None:
+        super().__init__(_config(app, host, port, certificate=certificate, key=key))
+        self.app = app
+
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Leave signals to `_serve`."""
         yield
 
 
-def _config(app: FastAPI, host: str, port: int, *, certificate: Path | None = None, key: Path | None = None) -> uvicorn.Config:
+def _config(app: FastAPI, host: str, port: int, *, certificate: Path | None, key: Path | None) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         host=host,
@@ -106,6 +109,7 @@ async def _serve(*servers: _Server) -> None:
 
     def on_signal(_number: int, _frame: FrameType | None) -> None:
         for server in servers:
+            end_streams(server.app)  # open pages would hold the listener until the grace time is over
             server.should_exit = True
 
     signal.signal(signal.SIGTERM, on_signal)

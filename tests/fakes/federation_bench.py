@@ -180,6 +180,12 @@ class FederationBench:
         self._participants[device] = process
         return process
 
+    def kill_participant(self, device: str) -> None:
+        """kill -9."""
+        process = self._participants.pop(device)
+        process.kill()
+        process.wait()
+
     def invitation_of(self, device: str) -> InviteToRun:
         """The newest invitation that was published to a device."""
         with self.db.read() as session:

@@ -163,3 +163,26 @@ def test_a_superlink_killed_in_the_middle_of_a_round_costs_no_participant_a_seco
     assert [r.contributors for r in rounds] == [0, 2, 2, 2]
     for device in keys:
         assert [told["round"] for told in bench.told(device, "trained")] == [1, 2, 3]  # once each, whoever asked again
+
+
+@pytest.mark.slow
+def test_a_participant_killed_in_a_round_is_missing_in_it_and_back_in_the_next(tmp_path: Path) -> None:
+    with FederationBench(tmp_path, round_timeout_s=30) as bench:
+        task = write_task(bench.folder, pause=0.4)
+        keys = {device: bench.add_device(device) for device in ("alpha", "beta")}
+        run = bench.create_run(spec(bench, rounds=2), task.read_bytes())
+        for device, key in keys.items():
+            bench.accept(device, key=key, data=points(bench.folder / f"{device}.npz", seed=len(device)), task=task)
+        bench.tick_until(lambda: bool(bench.told("alpha", "asked")), timeout_s=80)
+        bench.kill_participant("alpha")
+        bench.start_participant("alpha")  # Flower holds it for online still, and lets it in only after its heartbeats are missed
+        bench.tick_until(lambda: bench.run(run).state is not RunState.RUNNING, timeout_s=120)
+
+        assert (bench.run(run).state, len(bench.told("alpha", "joined"))) == (RunState.COMPLETED, 2), bench.logs()
+        with bench.db.read() as session:
+            states = {(c.round, c.device_id): c.state for c in service.contributions_of(session, run)}
+            events = [(e.kind, e.device_id, e.round) for e in ledger.list_events(session)]
+        assert states[1, "alpha"] is ContributionState.MISSING
+        assert states[2, "alpha"] is ContributionState.RECEIVED
+        assert (PrivacyEventKind.CHARGE, "alpha", 1) in events  # nobody can say that nothing left it: the charge stands
+        assert not [event for event in events if event[0] is PrivacyEventKind.VOID]
