@@ -13,6 +13,7 @@ Rules:
 
 import logging
 from dataclasses import dataclass, field
+from datetime import timedelta
 
 from sqlmodel import col, select
 
@@ -25,6 +26,7 @@ from covey_server.federation.rules import Verdict, judge_invitations
 from covey_server.parts import Parts
 
 logger = logging.getLogger(__name__)
+_NEWS = timedelta(hours=1)
 MAX_RESTARTS = 5  # of a ServerApp without a finished round in between
 
 
@@ -125,19 +127,17 @@ class RunKeeper:
 
     def _dismiss(self) -> None:
         """Tell the participants of ended runs to go home, once per worker; a StopRun that comes twice does no harm."""
-        ended = [RunState.COMPLETED, RunState.FAILED, RunState.STOPPED]
+        # A worker that starts today need not repeat last year's news.
+        since = self.parts.clock() - _NEWS
         with self.parts.db.read() as session:
-            runs = list(session.exec(select(Run).where(col(Run.state).in_(ended), col(Run.started_at).is_not(None))))
+            query = select(Run).where(col(Run.finished_at) > since, col(Run.started_at).is_not(None))
+            runs = [run for run in session.exec(query) if run.id not in self._dismissed]
         for run in runs:
-            if run.id in self._dismissed or run.started_at is None:
-                continue
             if run.state is RunState.STOPPED and run.flower_run_id:
                 self._stop_flower(run.flower_run_id)
-            self._dismissed.add(run.id)
-            if run.finished_at is not None and (self.parts.clock() - run.finished_at).total_seconds() > 3600:
-                continue  # a worker that starts today need not repeat last year's news
             with self.parts.db.begin() as session:
                 service.dismiss_participants(session, run, director=self.parts.director, now=self.parts.clock())
+            self._dismissed.add(run.id)
 
     def _stop_flower(self, flower_run: str) -> None:
         try:
