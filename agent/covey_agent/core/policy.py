@@ -5,8 +5,9 @@ The policy lives in the agent's settings file on the participant's machine; noth
 Rules:
 - What is not allowed is refused: a task's code runs only if its digest is listed, a dataset is used only if it has a budget.
 - Epsilon is recomputed from all charges of a dataset, at the policy's own delta, each time; there is no running number.
-- A round is charged once per (run, round). Asking again for a charged round is allowed without a second charge if it is the same
-  plan on the same dataset, and refused otherwise.
+- A round is charged once per (run, round). Asking again for the newest charged round is allowed without a second charge if it is
+  the same plan on the same dataset, and refused otherwise. An older round is never trained again: its contribution may have left
+  and been forgotten since, and one charge pays for one release.
 - Training without noise has no guarantee. It is refused unless the policy says `unprotected`; once done, it stays in the ledger,
   and that dataset's epsilon is `NO_GUARANTEE` for ever.
 """
@@ -109,6 +110,8 @@ def decide_round(
         return _within_budget(entry, policy, ledger, epsilon_of)
     if (earlier.dataset, earlier.plan) != (entry.dataset, entry.plan):
         return Decision(allowed=False, reason=f"round {ask.round} was already charged for another plan")
+    if any(known.run == entry.run and known.round > entry.round for known in ledger):
+        return Decision(allowed=False, reason=f"round {ask.round} was charged already, and later ones since; it is not trained again")
     epsilon = _spent_now(ledger, entry.dataset, policy, epsilon_of)
     return Decision(allowed=True, reason="already charged", epsilon=epsilon)
 

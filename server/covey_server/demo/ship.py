@@ -3,6 +3,7 @@
 import time
 from typing import Any
 
+import numpy as np
 from rich.progress import Progress, TaskID
 from rich.table import Table
 
@@ -23,21 +24,8 @@ def release(stage: Stage) -> None:
         "held_out": str(data / "held-out.npz"),
         "note": "made by the demo",
     }
-    stage.release = stage.call().post("/releases", order)["id"]
-    with stage.narrator.progress() as progress:
-        bar = progress.add_task("building", total=None, note="")
-
-        def is_built() -> bool:
-            found = stage.call().get(f"/releases/{stage.release}")
-            progress.update(bar, note=found["progress"])
-            return bool(found["state"] != "building")
-
-        stage.wait("the release is built", is_built, timeout_s=300)
-        progress.update(bar, total=1, completed=1, note="signed")
-    built = stage.call().get(f"/releases/{stage.release}")
-    if built["state"] != "published":
-        raise StepFailedError(f"the release {built['state']}: {built['reason']}")
-    stage.narrator.table(_variants(built))
+    built = _build(stage, order)
+    stage.release = built["id"]
     names = {variant["name"] for variant in built["variants"] if variant["accepted"]}
     stage.held(
         "int8 for ONNX Runtime and for LiteRT, with float fall-backs",
@@ -45,6 +33,46 @@ def release(stage: Stage) -> None:
     )
     stage.narrator.good(f"signed (TUF) and stored by digest: manifest {built['manifest_digest'][:16]}…")
     stage.note("release", built)
+    _refuse_a_bad_variant(stage)
+
+
+def _refuse_a_bad_variant(stage: Stage) -> None:
+    """The same model, calibrated with underexposed pictures by mistake: int8 clips what it never saw, and is refused."""
+    data = stage.work_dir / "data"
+    with np.load(data / "calibration.npz") as samples:
+        np.savez(data / "underexposed.npz", x=samples["x"] * np.float32(0.1), y=samples["y"])
+    order = {
+        "run": stage.run,
+        "calibration": str(data / "underexposed.npz"),
+        "held_out": str(data / "held-out.npz"),
+        "variants": ["onnx-float32", "onnx-int8"],
+        "tflite": False,
+        "note": "calibrated with underexposed pictures",
+    }
+    stage.narrator.line("the same again, calibrated with underexposed pictures by mistake:")
+    built = _build(stage, order)
+    refused = [variant for variant in built["variants"] if not variant["accepted"]]
+    stage.held("the variant that lost more than its budget was refused", [variant["name"] for variant in refused] == ["onnx-int8"])
+    stage.note("refused_variants", refused)
+
+
+def _build(stage: Stage, order: dict[str, Any]) -> dict[str, Any]:
+    release_id = stage.call().post("/releases", order)["id"]
+    with stage.narrator.progress() as progress:
+        bar = progress.add_task("building", total=None, note="")
+
+        def is_built() -> bool:
+            found = stage.call().get(f"/releases/{release_id}")
+            progress.update(bar, note=found["progress"])
+            return bool(found["state"] != "building")
+
+        stage.wait("the release is built", is_built, timeout_s=300)
+        progress.update(bar, total=1, completed=1, note="")
+    built: dict[str, Any] = stage.call().get(f"/releases/{release_id}")
+    if built["state"] != "published":
+        raise StepFailedError(f"the release {built['state']}: {built['reason']}")
+    stage.narrator.table(_variants(built))
+    return built
 
 
 def roll_out(stage: Stage) -> None:

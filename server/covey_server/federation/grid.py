@@ -62,8 +62,10 @@ class GridLink:
 
 def _parse(node: str, content: RecordDict) -> Answer:
     told = content.get("answer")
-    if not isinstance(told, ConfigRecord) or told.get("outcome") not in {"trained", "refused"}:
+    if not isinstance(told, ConfigRecord) or told.get("outcome") not in {"trained", "refused", "withheld"}:
         return Answer(node=node, trained=True, reason="the answer is malformed")  # an unusable contribution, not a refusal
+    if told["outcome"] == "withheld":  # something of this round may have left it before: not a refusal either
+        return Answer(node=node, trained=True, reason=f"withheld: {told.get('reason', '')}"[:500])
     seconds = told.get("seconds", 0.0)
     if told["outcome"] == "refused":
         return Answer(node=node, trained=False, reason=str(told.get("reason", ""))[:500])

@@ -32,7 +32,7 @@ class Answer:
     """What one participant sent back."""
 
     node: str
-    trained: bool
+    trained: bool  # or may have: only a clear refusal is False
     reason: str = ""
     change: Weights = field(default_factory=dict)
     seconds: float = 0.0
@@ -144,7 +144,7 @@ class _Loop:
                     changes[DeviceId(device)] = answer.change
                     self._desk.note_received(self._terms, number, device, seconds=answer.seconds)
                 elif answer.trained:
-                    self._desk.note_missing(self._terms, number, [device], reason=f"the contribution cannot be used: {fault}")
+                    self._desk.note_missing(self._terms, number, [device], reason=answer.reason or f"the contribution cannot be used: {fault}")
                 else:
                     self._desk.note_refused(self._terms, number, device, reason=answer.reason)
             if waiting and not answers:

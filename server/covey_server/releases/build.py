@@ -152,7 +152,8 @@ class Builder:
     def _show(self, parts: Parts, release_id: int, progress: Progress) -> None:
         with parts.db.begin() as session:
             release = get_release(session, release_id)
-            detail = f" ({progress.detail})" if progress.detail else ""
+            folder = parts.settings.path("builds", str(release_id))
+            detail = f" ({progress.detail})".replace(f"{folder}/", "") if progress.detail else ""  # where we work is nobody's business
             release.progress = f"step {progress.done + 1} of {progress.total}: {progress.step}{detail}"[:MAX_REASON_CHARS]
             tell(session, release)
 

@@ -11,7 +11,7 @@ import pytest
 from covey_agent.core.jobs import AskRound, RoundDecision, RoundTrained
 from covey_agent.workers.errors import StorageError, WorkerError
 from covey_agent.workers.training.contributions import Contributions
-from covey_agent.workers.training.rounds import Refused, RoundTrainer, Trained
+from covey_agent.workers.training.rounds import Refused, RoundTrainer, Trained, Withheld
 from covey_agent.workers.training.task_code import Task
 from covey_agent.workers.training.weights import Weights
 from covey_contract.messages import InviteToRun, PrivacyPlan
@@ -117,12 +117,31 @@ def test_the_same_round_again_sends_the_same_bytes_and_asks_nobody(make: Make) -
     assert after_a_crash.seen == []
 
 
-def test_the_same_round_from_other_weights_would_be_a_second_release_and_is_refused(make: Make) -> None:
+def test_the_same_round_from_other_weights_would_be_a_second_release_and_is_withheld(make: Make) -> None:
     make(Witness()).answer("r1", 1, WEIGHTS)
     witness = Witness()
     answer = make(witness).answer("r1", 1, {"w": np.ones(3, dtype=np.float32)})
-    assert isinstance(answer, Refused)
+    # Not a refusal: the server would take back the charge of what has left.
+    assert isinstance(answer, Withheld)
     assert "other weights" in answer.reason
+    assert witness.seen == []
+
+
+@pytest.mark.parametrize("weights", [WEIGHTS, {"w": np.ones(3, dtype=np.float32)}])
+def test_a_round_whose_contribution_was_forgotten_is_never_trained_again(make: Make, weights: Weights) -> None:
+    for number in (1, 2, 3):  # the contribution of round 1 is gone after round 3
+        assert isinstance(make(Witness()).answer("r1", number, WEIGHTS), Trained)
+    witness = Witness()
+    assert isinstance(make(witness).answer("r1", 1, weights), Withheld)
+    assert witness.seen == []
+
+
+def test_a_contribution_that_cannot_be_read_is_withheld(make: Make, tmp_path: Path) -> None:
+    make(Witness()).answer("r1", 1, WEIGHTS)
+    file = next((tmp_path / "kept").glob("round-*.npz"))
+    file.write_bytes(file.read_bytes()[:-30])
+    witness = Witness()
+    assert isinstance(make(witness).answer("r1", 1, WEIGHTS), Withheld)
     assert witness.seen == []
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from covey_agent.workers.errors import StorageError
 from covey_agent.workers.training.weights import Weights
 
-_KEPT = 2  # the newest rounds of a run; the server never asks for older ones again
+_KEPT = 2  # the newest rounds of a run; older ones are never sent again
 
 
 class Contributions:
@@ -33,6 +33,10 @@ class Contributions:
                 return str(file["began_from"]), change
         except (OSError, ValueError, KeyError, zipfile.BadZipFile) as exc:
             raise StorageError(f"{path} cannot be read: {exc}") from exc
+
+    def newest(self) -> int:
+        """The newest round that is kept; 0 if there is none."""
+        return max((int(path.stem.removeprefix("round-")) for path in self._folder.glob("round-*.npz")), default=0)
 
     def keep(self, number: int, *, began_from: str, change: Weights) -> None:
         """Write a contribution durably, by one rename. Raises StorageError."""

@@ -1,13 +1,13 @@
 """Flower's messages to and from the plain values of a round. What travels, and nothing else, is in this file.
 
 A round's message:  config "round" = {run, round},  arrays "weights"
-Its reply:          config "answer" = {outcome: trained | refused, reason, steps, seconds},  arrays "change" only if trained
+Its reply:          config "answer" = {outcome: trained | refused | withheld, reason, steps, seconds},  arrays "change" only if trained
 """
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 
-from covey_agent.workers.training.rounds import Refused, RoundTrainer, Trained
+from covey_agent.workers.training.rounds import Refused, RoundTrainer, Trained, Withheld
 from covey_agent.workers.training.weights import Weights
 
 
@@ -31,10 +31,12 @@ def _parse(message: Message) -> tuple[str, int, Weights] | None:
     return run, number, weights
 
 
-def _content(answer: Trained | Refused) -> RecordDict:
+def _content(answer: Trained | Refused | Withheld) -> RecordDict:
     match answer:
         case Trained(change, steps, seconds):
             told = {"outcome": "trained", "reason": "", "steps": steps, "seconds": seconds}
             return RecordDict({"answer": ConfigRecord(told), "change": ArrayRecord({name: Array(value) for name, value in change.items()})})
         case Refused(reason):
             return RecordDict({"answer": ConfigRecord({"outcome": "refused", "reason": reason, "steps": 0, "seconds": 0.0})})
+        case Withheld(reason):
+            return RecordDict({"answer": ConfigRecord({"outcome": "withheld", "reason": reason, "steps": 0, "seconds": 0.0})})
