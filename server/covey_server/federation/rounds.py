@@ -144,7 +144,8 @@ class _Loop:
                     changes[DeviceId(device)] = answer.change
                     self._desk.note_received(self._terms, number, device, seconds=answer.seconds)
                 elif answer.trained:
-                    self._desk.note_missing(self._terms, number, [device], reason=answer.reason or f"the contribution cannot be used: {fault}")
+                    reason = answer.reason or f"the contribution cannot be used: {fault}"
+                    self._desk.note_missing(self._terms, number, [device], reason=reason)
                 else:
                     self._desk.note_refused(self._terms, number, device, reason=answer.reason)
             if waiting and not answers:

@@ -133,6 +133,15 @@ def test_asking_again_for_a_charged_round_costs_nothing_even_at_the_limit() -> N
     assert round_decision(ask(3), ledger) == (True, "already charged", False)
 
 
+def test_an_older_charged_round_is_never_trained_again() -> None:
+    # Its contribution may have left and been forgotten: a yes would be a second release that no charge pays for.
+    for number in (1, 2):
+        allowed, why, charged = round_decision(ask(number), [entry(1), entry(2), entry(3)])
+        assert (allowed, charged) == (False, False)
+        assert "later ones since" in why
+    assert round_decision(ask(3), [entry(3), entry(9, run="run-2")])[0]
+
+
 def test_another_plan_for_a_charged_round_is_refused() -> None:
     other = PrivacyPlan("record", 0.5, 1.0, 0.1, 10, 1e-5)
     allowed, why, charged = round_decision(ask(1), [entry(1, plan=other)])

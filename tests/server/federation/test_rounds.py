@@ -174,6 +174,17 @@ def test_an_unusable_contribution_keeps_its_charge_and_does_not_count(parts: Tes
     assert not [e for e in events(parts, run) if e[0] == "void"]
 
 
+def test_a_withheld_answer_keeps_its_charge_and_tells_why(parts: TestParts, run: str) -> None:
+    withheld = Answer(node="n-a", trained=True, reason="withheld: round 1 was already trained here from other weights")
+    drive(parts, run, Script(parts, lambda device, number: withheld if (device, number) == ("a", 1) else trained(device)))
+    assert ("void", "a", 1) not in events(parts, run)
+    assert states(parts, run)[1, "a"] == "missing"
+    assert states(parts, run)[2, "a"] == "received"  # and it is asked again
+    with parts.db.read() as session:
+        row = next(c for c in service.contributions_of(session, run) if (c.round, c.device_id) == (1, "a"))
+    assert "other weights" in row.reason
+
+
 @pytest.mark.parametrize("round_of_death", [1, 2, 3])
 def test_a_server_that_dies_in_a_round_continues_after_the_last_finished_one_without_a_second_charge(
     parts: TestParts, run: str, round_of_death: int
