@@ -69,7 +69,7 @@ def invite(
         show_json(made)
         return
     typer.echo(made["token"])
-    say(f"Valid once, until {made['expires_at']}. On the device:  covey-agent enroll TOKEN")
+    say(f"Valid once, until {made['expires_at']}. On the device:  covey-agent enroll --token TOKEN")
 
 
 @app.command()

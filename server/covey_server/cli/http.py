@@ -5,6 +5,7 @@ current folder), where `covey init` leaves `admin.token`.
 """
 
 import os
+import re
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -17,6 +18,7 @@ from covey_server.settings import default_work_dir, load_settings
 
 TOKEN_FILE = "admin.token"  # noqa: S105 - a file name
 _CODES = {401: ExitCode.REFUSED, 403: ExitCode.REFUSED, 404: ExitCode.NOT_FOUND, 409: ExitCode.REFUSED, 422: ExitCode.REFUSED}
+_PATH = re.compile(r"(/(?!\.{1,2}(/|$))[A-Za-z0-9_.:~-]+)+")
 
 
 @dataclass
@@ -54,6 +56,8 @@ class ApiClient:
 
     def request(self, method: str, path: str, **options: Any) -> Any:
         """Any request below /api/v1. Raises CommandError with the server's own words."""
+        if not _PATH.fullmatch(path):  # a name from the command line may not become another path
+            raise CommandError(f"expected an id of letters, digits and -_.:~ in {path!r:.200}", ExitCode.USAGE)
         try:
             response = self.http.request(method, f"/api/v1{path}", **options)
         except httpx.TransportError as exc:

@@ -6,7 +6,7 @@ import sys
 import typer
 
 from covey_server.cli import server
-from covey_server.cli.output import CommandError, ExitCode, say
+from covey_server.cli.output import CommandError, ExitCode, complain
 from covey_server.errors import CoveyServerError
 
 app = typer.Typer(
@@ -46,10 +46,10 @@ def main() -> None:
     try:
         build()(standalone_mode=True)
     except CommandError as error:
-        say(f"[red]error:[/red] {error}")
+        complain(str(error))
         sys.exit(error.code)
     except CoveyServerError as error:
-        say(f"[red]error:[/red] {error}")
+        complain(str(error))
         sys.exit(ExitCode.FAILED)
     except KeyboardInterrupt:
         sys.exit(130)

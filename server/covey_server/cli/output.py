@@ -1,4 +1,7 @@
-"""How every command answers: a table for people, JSON for programs, one exit code a kind of failure."""
+"""How every command answers: a table for people, JSON for programs, one exit code a kind of failure.
+
+What is shown may come from devices (reasons, labels): it is text, never markup, and cannot command the terminal.
+"""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -8,6 +11,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
@@ -41,16 +45,26 @@ def show_json(data: Any) -> None:
 
 def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     """Print rows as a table; an empty one says so."""
-    table = Table(title=title, title_justify="left", header_style="bold", box=None, pad_edge=False)
+    table = Table(title=plain(title), title_justify="left", header_style="bold", box=None, pad_edge=False)
     for column in columns:
         table.add_column(column, overflow="fold")
     count = 0
     for row in rows:
-        table.add_row(*("" if cell is None else str(cell) for cell in row))
+        table.add_row(*(plain("" if cell is None else str(cell)) for cell in row))
         count += 1
-    console.print(table if count else f"{title}: none")
+    console.print(table if count else plain(f"{title}: none"))
 
 
 def say(message: str) -> None:
     """A line for the user that is not the result; on standard error, so that output can be piped."""
-    error_console.print(message, highlight=False)
+    error_console.print(plain(message), soft_wrap=True)
+
+
+def complain(message: str, *, what: str = "error") -> None:
+    """A line about what went wrong."""
+    error_console.print(Text.assemble((f"{what}: ", "red"), plain(message)), soft_wrap=True)
+
+
+def plain(text: str) -> Text:
+    """`text` as it stands: brackets are no markup, control characters are shown and not obeyed."""
+    return Text("".join(c if c.isprintable() or c == "\n" else f"\\x{ord(c):02x}" for c in text))

@@ -11,7 +11,7 @@ from rich.live import Live
 from rich.table import Table
 
 from covey_server.cli.http import connect
-from covey_server.cli.output import CommandError, ExitCode, JsonOption, error_console, say, show_json, show_table
+from covey_server.cli.output import CommandError, ExitCode, JsonOption, error_console, plain, say, show_json, show_table
 from covey_server.cli.releases import find_release
 
 app = typer.Typer(help="Rollouts: the staged delivery of a release.", no_args_is_help=True)
@@ -195,7 +195,9 @@ def _act(rollout: str, what: str, *, as_json: bool) -> None:
 
 
 def _progress(rollout: dict[str, Any]) -> Table:
-    table = Table(title=f"{rollout['name']}  {rollout['state']}  {rollout['reason']}", title_justify="left", box=None, pad_edge=False)
+    table = Table(
+        title=plain(f"{rollout['name']}  {rollout['state']}  {rollout['reason']}"), title_justify="left", box=None, pad_edge=False
+    )
     for column in ("phase", "done", *_STATES):
         table.add_column(column, min_width=_BAR if column == "done" else None)
     for number, phase in enumerate(rollout["phases"]):
@@ -205,7 +207,7 @@ def _progress(rollout: dict[str, Any]) -> Table:
         marker = ">" if number == rollout["current_phase"] and rollout["state"] == "running" else " "
         filled = _BAR * done // total if total else 0
         bar = "█" * filled + "░" * (_BAR - filled) if total else "no device"
-        table.add_row(f"{marker} {phase['name']}", bar, *(str(counts.get(state, "")) for state in _STATES))
+        table.add_row(plain(f"{marker} {phase['name']}"), bar, *(str(counts.get(state, "")) for state in _STATES))
     return table
 
 

@@ -7,7 +7,7 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from covey_server.cli.http import ApiClient, connect
-from covey_server.cli.output import CommandError, ExitCode, JsonOption, console, say, show_json, show_table
+from covey_server.cli.output import CommandError, ExitCode, JsonOption, complain, console, say, show_json, show_table
 
 app = typer.Typer(help="Federated runs: plan, start, watch, stop.", no_args_is_help=True)
 RunArgument = Annotated[str, typer.Argument(help="Id of the run.", metavar="RUN")]
@@ -46,7 +46,7 @@ def plan(
         rows = [(f["participant"], f"{f['spent']:.3f}", f"{f['after_round'][-1]:.3f}") for f in found["participants"]]
         show_table("Epsilon", ["participant", "spent so far", f"after {rounds} rounds"], rows)
         for refusal in found["refusals"]:
-            say(f"[red]refused:[/red] {refusal}")
+            complain(refusal, what="refused")
     raise typer.Exit(ExitCode.OK if found["possible"] else ExitCode.REFUSED)
 
 
@@ -95,11 +95,11 @@ def watch(run: RunArgument, timeout: Annotated[float, typer.Option(help="Seconds
     """Follow a run to its end. Exit code 0 only if it completed."""
     deadline = time.monotonic() + timeout
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(40),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
     )
     with connect() as api, Progress(*columns, console=console) as progress:
         bar = progress.add_task(run, total=None, note="")

@@ -85,7 +85,7 @@ class InvitationView(ApiView):
 class NewInvitationView(InvitationView):
     """An invitation that was just made."""
 
-    token: str | None = Field(description="give it to `covey-agent enroll`; shown this once, null when an answer is repeated")
+    token: str | None = Field(description="give it to `covey-agent enroll --token`; shown this once, null when an answer is repeated")
 
     @classmethod
     def of(cls, invitation: Invitation, token: str) -> Self:

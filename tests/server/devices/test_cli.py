@@ -55,7 +55,7 @@ def failure(*argv: str) -> CommandError:
 def test_invite_prints_the_token_and_nothing_else(parts: TestParts) -> None:
     result = run("device", "invite", "cam-1", "--label", "site=lyon")
     assert read_token(result.stdout.strip())["id"] == "cam-1"
-    assert "covey-agent enroll" in result.stderr
+    assert "covey-agent enroll --token TOKEN" in result.stderr
 
 
 def test_devices_are_listed_shown_labelled_and_revoked(parts: TestParts) -> None:
