@@ -26,7 +26,7 @@ test: setup ## every test
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(ARGS)
 
 unit: setup ## the fast tests only
-	$(BIN)/python -m pytest -q -m "not broker and not flower and not runtime and not browser and not slow and not end_to_end" $(ARGS)
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup -m "not broker and not flower and not runtime and not browser and not slow and not end_to_end" $(ARGS)
 
 check: setup ## linters, types, import rules
 	$(BIN)/ruff check .

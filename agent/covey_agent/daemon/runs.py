@@ -23,7 +23,7 @@ from covey_agent.ports import Child, LedgerStore
 from covey_agent.settings import Consent
 from covey_contract.codec import decode, decode_order
 from covey_contract.errors import ContractError
-from covey_contract.messages import InviteToRun, Outcome, Priority, Signed
+from covey_contract.messages import InviteToRun, Outcome, Priority, Scalar, Signed
 
 logger = logging.getLogger(__name__)
 KEY_RUN = "run"
@@ -121,7 +121,8 @@ class Runs:
             case AskRound():
                 self._answer(child, event)
             case RoundTrained():
-                self._readings.add("training", {"run": event.run, "round": event.round, **event.values}, priority=Priority.RESULT)
+                values = {"run": event.run, "round": event.round, **event.values, **self._told_budget(self._invite.dataset)}
+                self._readings.add("training", values, priority=Priority.RESULT)
             case TrainEnded():
                 self._ended(event)
             case _:
@@ -185,6 +186,14 @@ class Runs:
                 decision = Decision(allowed=False, reason=f"the ledger cannot be written: {exc}")
         logger.info("round %d of run %s: %s (%s)", ask.round, ask.run, "yes" if decision.allowed else "no", decision.reason)
         child.send(RoundDecision(run=ask.run, round=ask.round, allowed=decision.allowed, reason=decision.reason, epsilon=decision.epsilon))
+
+    def _told_budget(self, dataset: str) -> dict[str, Scalar]:
+        """The participant's own limit, so that operators see how much of it is left."""
+        try:
+            budget = self._consent().policy.budgets.get(dataset)
+        except UsageError:
+            return {}
+        return {"budget": budget.epsilon} if budget else {}
 
     def _decide_round(self, ask: AskRound) -> Decision:
         if self._invite is None:

@@ -167,12 +167,12 @@ def test_expired_foreign_and_malformed_commands_are_dropped(life: Life) -> None:
 
 def test_run_ends_with_the_trainers_word(life: Life) -> None:
     life.order(invite())
-    life.speak("train", RoundTrained(run="run-1", round=1, values={"loss": 0.5, "accuracy": 0.9}))
+    life.speak("train", RoundTrained(run="run-1", round=1, values={"seconds": 0.5, "steps": 9}))
     life.speak("train", TrainEnded(run="run-1", reason="all rounds done", ok=True))
     assert life.reported().training == ""
     life.advance(5)
     readings = [reading for batch in life.batches() for reading in batch.readings if reading.kind == "training"]
-    assert readings[0].values == {"run": "run-1", "round": 1, "loss": 0.5, "accuracy": 0.9}
+    assert readings[0].values == {"run": "run-1", "round": 1, "seconds": 0.5, "steps": 9, "budget": 3.0}
 
 
 def test_trainer_that_cannot_join_makes_the_answer_failed(life: Life) -> None:

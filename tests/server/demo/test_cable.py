@@ -50,6 +50,6 @@ def test_a_plugged_cable_relays_and_a_pulled_one_resets(echo: int) -> None:
         with socket.create_connection(("127.0.0.1", cable.port), timeout=5) as again:
             again.sendall(b"back")
             assert again.recv(4) == b"back"
-        assert cable.bytes_relayed >= 18
+        assert cable.bytes_relayed >= 14  # the last answer may be counted a moment after it has arrived
     finally:
         cable.close()

@@ -30,6 +30,7 @@ class SlotView:
     variant: str
     artifact: str
     serves: bool
+    is_quarantined: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +146,7 @@ def _reported(stored: dict[str, Any]) -> Reported | None:
 
 def _slots(row: Device, reported: Reported | None) -> tuple[SlotView, ...]:
     held = {report.slot: report for report in reported.slots} if reported else {}
+    quarantined = {entry.digest for entry in reported.quarantine} if reported else set()
     views = []
     for slot in ("A", "B"):
         report = held.get(slot)
@@ -152,7 +154,9 @@ def _slots(row: Device, reported: Reported | None) -> tuple[SlotView, ...]:
         if report is None or not report.artifact:
             views.append(SlotView(slot, "", "", "", serves))
         else:
-            views.append(SlotView(slot, f"{report.model} v{report.version}", report.variant, report.artifact, serves))
+            views.append(
+                SlotView(slot, f"{report.model} v{report.version}", report.variant, report.artifact, serves, report.artifact in quarantined)
+            )
     return tuple(views)
 
 
