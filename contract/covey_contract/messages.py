@@ -20,8 +20,8 @@ NameField = Annotated[str, Meta(pattern=ids.NAME_PATTERN + _END)]
 DigestField = Annotated[str, Meta(pattern=ids.DIGEST_PATTERN + _END)]
 IdField = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_-]+$" + _END)]
 ReasonField = Annotated[str, Meta(max_length=limits.MAX_REASON_CHARS)]
-Millis = Annotated[int, Meta(ge=0)]
-Count = Annotated[int, Meta(ge=0)]
+Millis = Annotated[int, Meta(ge=0, le=limits.MAX_MILLIS)]
+Count = Annotated[int, Meta(ge=0, le=limits.MAX_COUNT)]
 Scalar = int | float | str
 
 

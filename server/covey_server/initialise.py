@@ -10,13 +10,12 @@ from dataclasses import dataclass
 from covey_server import migrate
 from covey_server.access import service as access
 from covey_server.access.models import Role, User
-from covey_server.cli.http import TOKEN_FILE
 from covey_server.clock import utc_now
 from covey_server.db import Database
 from covey_server.devices.authority import FileAuthority, write_private
 from covey_server.releases.director import FileDirector
 from covey_server.releases.repository import TufRepository
-from covey_server.settings import Settings
+from covey_server.settings import TOKEN_FILE, Settings
 
 FIRST_USER = "admin"
 PASSWORD_FILE = "admin.password"  # noqa: S105 - a file name

@@ -15,6 +15,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from covey_server.errors import InvalidInputError
 
 CONFIG_FILE = "covey.toml"
+TOKEN_FILE = "admin.token"  # noqa: S105 - a file name; holds the first API token
 
 
 class _Section(BaseModel):

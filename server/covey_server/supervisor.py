@@ -15,6 +15,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import psutil
+
 from covey_server.errors import UnavailableError
 from covey_server.processes import ProcessSpec
 
@@ -22,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 _PR_SET_PDEATHSIG = 1
 _BACKOFF_S = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
+_LEFT_BEHIND_S = 1.0  # for what a stopped program had started
 _STABLE_S = 60.0  # a child that lived this long starts again without back-off
 
 
@@ -74,10 +77,12 @@ class Supervisor:
     def stop(self, *, timeout_s: float = 8.0) -> None:
         """Stop every program, last started first; what does not obey in time, and what a program leaves behind, is killed."""
         running = []
+        families: list[psutil.Process] = []
         for child in reversed(self._children):
             process, child.process, child.next_start = child.process, None, float("inf")
             if process is not None:
                 running.append((child.spec, process))
+                families += _descendants(process.pid)  # now, because afterwards nobody knows whose they were
                 if process.poll() is None:
                     process.send_signal(child.spec.stop_signal)
         deadline = time.monotonic() + timeout_s
@@ -88,6 +93,10 @@ class Supervisor:
                 logger.warning("%s did not stop in %.0f s; killing it", spec.name, timeout_s)
             _kill_group(process.pid)
             process.wait()
+        # Flower's helpers run in sessions of their own and end by themselves a moment after the SuperLink.
+        for left in psutil.wait_procs(families, timeout=max(_LEFT_BEHIND_S, deadline - time.monotonic()))[1]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                left.kill()
 
     def pid_of(self, name: str) -> int | None:
         """The process id of a running program."""
@@ -123,6 +132,12 @@ class Supervisor:
     def _log_end(self, name: str) -> str:
         lines = (self.log_dir / f"{name}.log").read_text("utf-8", "replace").splitlines()
         return " | ".join(lines[-5:]) or "it wrote nothing"
+
+
+def _descendants(pid: int) -> list[psutil.Process]:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return psutil.Process(pid).children(recursive=True)
+    return []
 
 
 def _kill_group(group: int) -> None:

@@ -51,7 +51,7 @@ def assert_ends_soon(demo: DemoProcess) -> None:
     started = time.monotonic()
     assert demo.wait(60) == INTERRUPTED, demo.explain()
     took = time.monotonic() - started
-    assert demo.left_over() == []
+    assert demo.left_over() == []  # at once: who runs the demo again must find nothing of the one before
     assert took <= SOON_S, f"it took {took:.1f} s\n{demo.explain()}"
 
 

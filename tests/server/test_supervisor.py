@@ -73,6 +73,20 @@ def test_a_program_that_cannot_start_is_reported_with_its_last_words(tmp_path: P
         supervisor.start()
 
 
+def test_what_a_program_started_in_a_session_of_its_own_is_stopped_with_it(tmp_path: Path) -> None:
+    helper = "import time, signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)"
+    code = (
+        f"import subprocess; helper = subprocess.Popen([sys.executable, '-c', {helper!r}], start_new_session=True); "
+        "pathlib.Path(sys.argv[1]).write_text(str(helper.pid)); time.sleep(60)"
+    )
+    supervisor = Supervisor([_spec("one", code, tmp_path)], tmp_path / "logs")
+    supervisor.start()
+    helper_pid = int((tmp_path / "one.ready").read_text())
+    assert _is_alive(helper_pid)
+    supervisor.stop(timeout_s=1.0)
+    _until(lambda: not _is_alive(helper_pid), timeout_s=2.0)
+
+
 def test_no_orphan_is_left_when_the_supervisor_is_killed(tmp_path: Path) -> None:
     code = (
         "import sys, time, pathlib; from covey_server.processes import ProcessSpec; from covey_server.supervisor import Supervisor; "

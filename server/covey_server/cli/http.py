@@ -14,9 +14,8 @@ import httpx
 
 from covey_server.cli.output import CommandError, ExitCode
 from covey_server.errors import InvalidInputError
-from covey_server.settings import default_work_dir, load_settings
+from covey_server.settings import TOKEN_FILE, default_work_dir, load_settings
 
-TOKEN_FILE = "admin.token"  # noqa: S105 - a file name
 _CODES = {401: ExitCode.REFUSED, 403: ExitCode.REFUSED, 404: ExitCode.NOT_FOUND, 409: ExitCode.REFUSED, 422: ExitCode.REFUSED}
 _PATH = re.compile(r"(/(?!\.{1,2}(/|$))[A-Za-z0-9_.:~-]+)+")
 

@@ -4,10 +4,11 @@ import time
 import urllib.error
 import urllib.request
 
-from covey_server.cli.http import TOKEN_FILE, connect
+from covey_server.cli.http import connect
 from covey_server.demo.actors import program
 from covey_server.demo.ports import free_ports
 from covey_server.demo.stage import Stage, StepFailedError
+from covey_server.settings import TOKEN_FILE
 
 _CONFIG = """# Written by `covey demo`: everything on loopback, on ports that were free.
 fleet_name = "demo"
