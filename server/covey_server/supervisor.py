@@ -135,9 +135,10 @@ class Supervisor:
 
 
 def _descendants(pid: int) -> list[psutil.Process]:
+    found: list[psutil.Process] = []
     with contextlib.suppress(psutil.NoSuchProcess):
-        return psutil.Process(pid).children(recursive=True)
-    return []
+        found += psutil.Process(pid).children(recursive=True)
+    return found
 
 
 def _kill_group(group: int) -> None:
