@@ -2,12 +2,10 @@
 
 import re
 import time
-import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 from tests.end_to_end.demo_process import DemoProcess
 from tests.end_to_end.processes import wait_for
@@ -19,7 +17,7 @@ SOON_S = 20.0
 
 @pytest.fixture
 def demo(tmp_path: Path) -> Iterator[DemoProcess]:
-    demo = DemoProcess(tmp_path, ["--devices", "1", "--partners", "1", "--rounds", "20"])
+    demo = DemoProcess(tmp_path, ["--devices", "1", "--partners", "1", "--rounds", "50"])
     demo.start()
     yield demo
     demo.end()
@@ -35,16 +33,10 @@ def wait_while_running(demo: DemoProcess, what: str, probe: Callable[[], Any]) -
     wait_for(what, look, timeout_s=180, explain=demo.explain, poll_s=0.2)
 
 
-def trained_rounds(demo: DemoProcess) -> int:
-    """How many rounds the run has done; 0 before there is one."""
-    server = demo.work_dir / "server"
-    try:
-        port = tomllib.loads((server / "covey.toml").read_text("utf-8"))["api"]["port"]
-        token = (server / "admin.token").read_text("utf-8").strip()
-        answer = httpx.get(f"http://127.0.0.1:{port}/api/v1/runs", headers={"Authorization": f"Bearer {token}"}, timeout=10)
-    except (OSError, httpx.TransportError):
-        return 0
-    return max((run["rounds_done"] for run in answer.json()["items"]), default=0) if answer.status_code == 200 else 0
+def is_training(demo: DemoProcess) -> bool:
+    """Whether participants train, and beside them the references without privacy."""
+    family = "\n".join(demo.left_over())
+    return "covey_agent.workers.train" in family and "references.py" in family and "flwr-serverapp" in family
 
 
 def assert_ends_soon(demo: DemoProcess) -> None:
@@ -56,8 +48,7 @@ def assert_ends_soon(demo: DemoProcess) -> None:
 
 
 def test_ctrl_c_in_the_middle_of_training_stops_everything(demo: DemoProcess) -> None:
-    wait_while_running(demo, "a round that is done", lambda: trained_rounds(demo) >= 1)
-    assert len(demo.left_over()) >= 8, "where are the processes?"
+    wait_while_running(demo, "rounds under way", lambda: is_training(demo))
     demo.interrupt()
     assert_ends_soon(demo)
 

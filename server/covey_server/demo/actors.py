@@ -28,6 +28,7 @@ class Troupe:
 
     log_dir: Path
     _running: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    _calls: list[subprocess.Popen[str]] = field(default_factory=list)
 
     def start(self, name: str, argv: Sequence[str], *, cwd: Path | None = None, env: dict[str, str] | None = None) -> int:
         """Start a program and return its process id."""
@@ -48,20 +49,28 @@ class Troupe:
 
     def call(self, name: str, argv: Sequence[str], *, timeout_s: float, cwd: Path | None = None) -> str:
         """Run a program to its end and return what it printed. Raises UnavailableError with its words if it failed."""
-        result = subprocess.run(
-            list(argv),
-            cwd=cwd,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=timeout_s,
-            check=False,
-            start_new_session=True,
+        process = subprocess.Popen(
+            list(argv), cwd=cwd, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
         )
-        if result.returncode != 0:
-            words = (result.stderr or result.stdout).strip()[-600:]
-            raise UnavailableError(f"{name} failed ({describe_exit(result.returncode)}): {words}")
-        return result.stdout
+        self._calls.append(process)
+        try:
+            output, errors = process.communicate(timeout=timeout_s)
+        except subprocess.TimeoutExpired as exc:
+            raise UnavailableError(f"{name} did not end in {timeout_s:.0f} s") from exc
+        finally:
+            self._calls.remove(process)
+            if process.poll() is None:
+                process.kill()
+                process.communicate()
+        if process.returncode != 0:
+            words = (errors or output).strip()[-600:]
+            raise UnavailableError(f"{name} failed ({describe_exit(process.returncode)}): {words}")
+        return output
+
+    def cut_calls(self) -> None:
+        """End what `call` runs in other threads, so that nobody has to wait for it."""
+        for process in list(self._calls):
+            process.kill()
 
     def is_running(self, name: str) -> bool:
         """Whether a program still runs."""

@@ -33,11 +33,14 @@ def train(stage: Stage) -> None:
     stage.run = run["id"]
     with ThreadPoolExecutor(1) as pool:
         references = pool.submit(_train_references, stage, mechanism)
-        with stage.narrator.progress() as progress:
-            bar = progress.add_task("rounds", total=stage.options.rounds, note="inviting")
-            stage.wait("the run ends", lambda: _is_over(stage, progress, bar), timeout_s=420)
-        for name, accuracies in references.result(timeout=180).items():
-            stage.call().post(f"/runs/{stage.run}/references", {"name": name, "accuracies": accuracies})
+        try:
+            with stage.narrator.progress() as progress:
+                bar = progress.add_task("rounds", total=stage.options.rounds, note="inviting")
+                stage.wait("the run ends", lambda: _is_over(stage, progress, bar), timeout_s=420)
+            for name, accuracies in references.result(timeout=180).items():
+                stage.call().post(f"/runs/{stage.run}/references", {"name": name, "accuracies": accuracies})
+        finally:
+            stage.troupe.cut_calls()  # after Ctrl-C or a failure the pool would wait for them
     _tell(stage)
 
 
