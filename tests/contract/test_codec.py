@@ -1,5 +1,6 @@
 """Every message survives the wire, its bytes are pinned, and bad bytes are refused in one way."""
 
+import json
 import zlib
 from typing import Any
 
@@ -133,6 +134,19 @@ def test_an_order_with_an_unknown_field_is_refused() -> None:
 def test_a_reported_state_from_a_newer_agent_is_understood() -> None:
     payload = codec.encode(m.Reported(1, "9.9", m.Profile.DEVICE, 1))[:-1] + b',"new_field":1}'
     assert codec.decode(payload, m.Reported).agent_version == "9.9"
+
+
+def reported(**fields: object) -> bytes:
+    return json.dumps({"type": "reported", "generation": 1, "agent_version": "1", "profile": "device", "at": 1, **fields}).encode()
+
+
+@pytest.mark.parametrize("field", ["generation", "at", "desired_generation"])
+def test_a_number_that_no_database_or_calendar_holds_is_refused(field: str) -> None:
+    most = limits.MAX_MILLIS if field == "at" else limits.MAX_COUNT
+    codec.decode(reported(**{field: most}), m.Reported)
+    for value in (most + 1, 2**64, 10**30, -1):
+        with pytest.raises(MalformedPayloadError):
+            codec.decode(reported(**{field: value}), m.Reported)
 
 
 def test_an_oversized_payload_is_refused_before_it_is_parsed() -> None:

@@ -7,6 +7,7 @@ import pytest
 from tests.fakes.server_parts import START, TestParts, enrol, live_events, make_parts
 
 from covey_contract.codec import encode
+from covey_contract.limits import MAX_MILLIS
 from covey_contract.messages import DeploymentReport, DeploymentState, Presence, Profile, Quarantined, Reported, SlotReport, Status
 from covey_server.clock import to_millis
 from covey_server.devices import handlers, service
@@ -108,11 +109,13 @@ def test_a_report_of_another_profile_is_refused(parts: TestParts, router: Router
 
 
 def test_quarantine_follows_the_report(parts: TestParts, router: Router) -> None:
-    router.route(REPORTED, reported(1, quarantine=[Quarantined("a" * 64, "crashed", AT), Quarantined("b" * 64, "wrong answers", 10**17)]))
+    router.route(
+        REPORTED, reported(1, quarantine=[Quarantined("a" * 64, "crashed", AT), Quarantined("b" * 64, "wrong answers", MAX_MILLIS)])
+    )
     with parts.db.read() as session:
         found = {entry.digest[0]: entry for entry in service.list_quarantine(session, "cam-1")}
     assert {digest: entry.reason for digest, entry in found.items()} == {"a": "crashed", "b": "wrong answers"}
-    assert found["b"].at == parts.clock()  # its clock said the year 3 million
+    assert found["b"].at == parts.clock()  # its clock said the year 9999
     router.route(REPORTED, reported(2, quarantine=[Quarantined("b" * 64, "wrong answers", AT)]))
     with parts.db.read() as session:
         assert [entry.digest for entry in service.list_quarantine(session, "cam-1")] == ["b" * 64]
