@@ -4,6 +4,7 @@ A device id is also the CN of a certificate, a level of an MQTT topic, a folder 
 common subset of these is allowed, so that no id ever needs to be escaped.
 """
 
+import hashlib
 import re
 from typing import NewType
 
@@ -21,6 +22,16 @@ DIGEST_PATTERN = r"^[0-9a-f]{64}$"
 _DEVICE_ID = re.compile(r"[a-z0-9-]{1,64}")
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
+def mqtt_client_id(name: str, key: bytes, role: str = "") -> str:
+    """The MQTT client id of a connection: nobody else can know it, because it follows from the private key.
+
+    A broker ends the live connection of a client id when another connection takes it. Not every broker ties client ids to
+    certificates, so one that can be guessed would let any device throw out any other, and the server.
+    """
+    secret = hashlib.sha256(b"covey mqtt client id\0" + key).hexdigest()[:32]
+    return ":".join(part for part in (name, role, secret) if part)
 
 
 def is_device_id(value: str) -> bool:

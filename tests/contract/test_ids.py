@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from covey_contract.errors import InvalidIdError
-from covey_contract.ids import parse_device_id, parse_digest, parse_name
+from covey_contract.ids import mqtt_client_id, parse_device_id, parse_digest, parse_name
 
 BAD_DEVICE_IDS = ["", "a/b", "+", "#", "..", ".", "a b", "A", "pi_1", "ä", "a\n", "\x00", "-" * 65, "a" * 65, "$sys", "a.b"]
 
@@ -41,3 +41,10 @@ def test_an_accepted_device_id_is_safe_everywhere(value: str) -> None:
         return
     assert 1 <= len(value) <= 64
     assert set(value) <= set("abcdefghijklmnopqrstuvwxyz0123456789-")
+
+
+def test_a_client_id_is_the_same_again_and_cannot_be_guessed_without_the_key() -> None:
+    mine = mqtt_client_id("pi-1", b"key")
+    assert mine == mqtt_client_id("pi-1", b"key")
+    assert mine.startswith("pi-1:")
+    assert len({mine, mqtt_client_id("pi-1", b"other key"), mqtt_client_id("pi-1", b"key", "bulk")}) == 3

@@ -12,11 +12,13 @@ import logging
 import ssl
 import threading
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from covey_agent.adapters.lean_imports import without_http
 from covey_agent.core.backoff import RECONNECT, Random
 from covey_agent.core.jobs import BrokerAddress
 from covey_agent.inbox import BrokerConnected, BrokerLost, MessageArrived, Post
+from covey_contract.ids import mqtt_client_id
 from covey_contract.limits import MAX_PAYLOAD_BYTES
 
 with without_http():
@@ -55,7 +57,7 @@ class PahoBroker:
         self._connected_at = 0.0
         self._stopping = threading.Event()
         self._client = Client(
-            CallbackAPIVersion.VERSION2, client_id=address.device, clean_session=False, protocol=MQTTProtocolVersion.MQTTv311
+            CallbackAPIVersion.VERSION2, client_id=_client_id(address), clean_session=False, protocol=MQTTProtocolVersion.MQTTv311
         )
 
     def start(self) -> None:
@@ -143,3 +145,10 @@ class PahoBroker:
 
     def _on_message(self, _client: Client, _userdata: object, message: MQTTMessage) -> None:
         self._post(MessageArrived(message.topic, bytes(message.payload)))
+
+
+def _client_id(address: BrokerAddress) -> str:
+    try:
+        return mqtt_client_id(address.device, Path(address.key_file).read_bytes())
+    except OSError:
+        return address.device  # `start` says what is wrong with the file, and does not connect

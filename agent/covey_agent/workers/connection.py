@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import paho.mqtt.client as mqtt
 from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode
@@ -21,6 +22,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 from covey_agent.core.jobs import BrokerAddress
 from covey_agent.workers.errors import NetworkError
 from covey_agent.workers.patience import Patience, PatienceSettings
+from covey_contract.ids import mqtt_client_id
 
 logger = logging.getLogger(__name__)
 _MAX_INBOX = 256  # a group has 16 chunks; more than this has not been asked for
@@ -41,11 +43,9 @@ class LinkSettings:
 class Connection:
     """Connects when first needed. Not for use from several threads."""
 
-    def __init__(
-        self, broker: BrokerAddress, *, client_id: str, settings: LinkSettings, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, broker: BrokerAddress, *, role: str, settings: LinkSettings, clock: Callable[[], float] = time.monotonic) -> None:
         self._broker = broker
-        self._client_id = client_id
+        self._role = role
         self._settings = settings
         self._chance = random.Random()
         self.now = clock
@@ -157,7 +157,9 @@ class Connection:
         self._connected = False
 
     def _new_client(self) -> mqtt.Client:
-        client = mqtt.Client(CallbackAPIVersion.VERSION2, client_id=self._client_id, protocol=mqtt.MQTTv311, clean_session=True)
+        client = mqtt.Client(
+            CallbackAPIVersion.VERSION2, client_id=_client_id(self._broker, self._role), protocol=mqtt.MQTTv311, clean_session=True
+        )
         client.tls_set_context(_tls_context(self._broker))
         client.connect_timeout = self._settings.connect_timeout_s
         client.on_connect = self._on_connect
@@ -185,6 +187,13 @@ class Connection:
 
     def _on_message(self, _client: mqtt.Client, _userdata: object, message: mqtt.MQTTMessage) -> None:
         self._inbox.append((message.topic, bytes(message.payload)))
+
+
+def _client_id(broker: BrokerAddress, role: str) -> str:
+    try:
+        return mqtt_client_id(broker.device, Path(broker.key_file).read_bytes(), role)
+    except OSError as exc:
+        raise NetworkError(f"cannot read this device's certificates: {exc}") from exc
 
 
 def _tls_context(broker: BrokerAddress) -> ssl.SSLContext:

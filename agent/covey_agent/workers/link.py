@@ -6,7 +6,7 @@
             ...
 
 Rules:
-- It is a second connection (client id `{device}:bulk`), so that 64 KiB chunks never stand in front of a command.
+- It is a second connection (with a client id of its own), so that 64 KiB chunks never stand in front of a command.
 - The window is small: one file part, or one group of chunks, is under way at a time, on exact topics.
 - Everything is QoS 0. A question is repeated until it is answered (`patience.py`), so a broker that writes each chunk to its own
   disk first would add cost and no safety.
@@ -55,9 +55,9 @@ class BulkLink:
     """One connection to the broker, made when first needed and made again when lost."""
 
     def __init__(self, broker: BrokerAddress, *, role: str = "bulk", settings: LinkSettings | None = None) -> None:
-        """`role` ends the client id: two connections with the same id would throw each other out."""
+        """`role` is part of the client id: two connections with the same id would throw each other out."""
         self._settings = settings or LinkSettings()
-        self._connection = Connection(broker, client_id=f"{broker.device}:{role}", settings=self._settings)
+        self._connection = Connection(broker, role=role, settings=self._settings)
         self._device = parse_device_id(broker.device)
         self._part_patience = self._connection.new_patience(self._settings.metadata)
         self._chunk_patience = self._connection.new_patience(self._settings.chunks)

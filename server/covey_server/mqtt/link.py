@@ -6,6 +6,7 @@ one is not sent, because the broker may have given its number to another message
 """
 
 import logging
+import secrets
 import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,9 +17,10 @@ import paho.mqtt.client as mqtt
 from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
 
 from covey_contract.errors import PayloadTooLargeError
+from covey_contract.ids import mqtt_client_id
 from covey_contract.limits import MAX_PAYLOAD_BYTES
 from covey_contract.topics import server_subscriptions
-from covey_server.devices.authority import KeyFiles
+from covey_server.devices.authority import KeyFiles, write_private
 from covey_server.devices.rules import SERVER_NAME
 from covey_server.errors import UnavailableError
 
@@ -60,7 +62,7 @@ class BrokerLink:
         self._lock = Lock()
         self._connections = 0
         # Clean sessions for a link that only publishes: the broker need not remember it.
-        self._client = self._make_client(keys, client_id=SERVER_NAME if subscribe else f"{SERVER_NAME}:bulk", clean=not subscribe)
+        self._client = self._make_client(keys, client_id=_client_id(keys, "" if subscribe else "bulk"), clean=not subscribe)
 
     @property
     def is_connected(self) -> bool:
@@ -156,3 +158,14 @@ class BrokerLink:
 
     def _received(self, _client: mqtt.Client, _user: Any, message: mqtt.MQTTMessage) -> None:
         self._on_message(Incoming(message.topic, bytes(message.payload), message.mid, message.qos, self._connections))
+
+
+def _client_id(keys: KeyFiles, role: str) -> str:
+    """As no device can guess it. Not made of the gateway's own key, which is renewed: the broker must find the session again."""
+    file = keys.key.with_name("gateway.session")
+    try:
+        secret = file.read_bytes()
+    except FileNotFoundError:
+        secret = secrets.token_bytes(32)
+        write_private(file, secret)
+    return mqtt_client_id(SERVER_NAME, secret, role)

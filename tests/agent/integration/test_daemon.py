@@ -70,6 +70,15 @@ def test_presence_is_online_and_the_state_is_reported(daemon: Daemon, server: Ac
     server.wait_for(lambda: server.presence() == ["online", "offline"], "a clean offline")
 
 
+def test_nobody_throws_the_agent_out_by_taking_its_name(daemon: Daemon, server: AckingServer, broker: RunningBroker) -> None:
+    daemon.start()
+    server.wait_for(lambda: server.presence() == ["online"], "online")
+    assert broker.connect("cam-1", client_id="cam-1").subscribe("covey/v1/d/cam-1/down/#")
+    assert daemon.stop() == 0
+    server.wait_for(lambda: server.presence()[-1:] == ["offline"], "a clean offline")
+    assert server.presence() == ["online", "offline"]
+
+
 def test_kill_9_brings_the_last_will_and_leaves_no_child(daemon: Daemon, server: AckingServer) -> None:
     daemon.start()
     server.wait_for(lambda: server.presence() == ["online"], "online")

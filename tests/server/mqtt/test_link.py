@@ -100,6 +100,16 @@ def test_readings_come_in_and_acknowledgements_go_out(parts: TestParts, broker: 
     assert stored(parts) == list(range(20))
 
 
+def test_a_device_cannot_take_the_servers_place_at_the_broker(parts: TestParts, broker: RunningBroker) -> None:
+    with running_server(parts, broker) as server:
+        before = server.link.connections
+        for guess in ("covey-server", "covey-server:bulk"):
+            broker.connect("cam-1", client_id=guess).close()
+        broker.connect("cam-1").publish(READINGS, batch(0))
+        wait_until(lambda: len(stored(parts)) == 10, what="the readings")
+        assert server.link.connections == before
+
+
 def test_what_came_while_the_server_was_down_is_handled_after_its_start(parts: TestParts, broker: RunningBroker) -> None:
     with running_server(parts, broker):
         pass  # once, so that the broker knows the session
