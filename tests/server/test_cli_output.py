@@ -1,9 +1,13 @@
 """What commands print is text: not markup, not orders to the terminal."""
 
+import sys
+from pathlib import Path
+
 import httpx
 import pytest
 
 from covey_server.cli.http import ApiClient
+from covey_server.cli.main import main
 from covey_server.cli.output import CommandError, ExitCode, complain, say, show_table
 
 HOSTILE = "bad [/red] [bold]x[/bold] ^[a-z0-9-]{1,64}$ \x1b[2J"
@@ -31,3 +35,15 @@ def test_a_name_never_becomes_another_path(name: str) -> None:
     with pytest.raises(CommandError, match="expected an id") as told:
         client.delete(f"/tokens/{name}")
     assert told.value.code == ExitCode.USAGE
+
+
+@pytest.mark.parametrize("argv", [["db", "status"], ["db", "upgrade"], ["init"]])
+def test_a_folder_that_cannot_be_is_told_in_a_line(
+    argv: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(sys, "argv", ["covey", *argv, "--work-dir", str(tmp_path / "file" / "fleet")])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == ExitCode.FAILED
+    assert capsys.readouterr().err.startswith("error: ")

@@ -4,6 +4,7 @@ import importlib
 import sys
 
 import typer
+from sqlalchemy.exc import OperationalError
 
 from covey_server.cli import server
 from covey_server.cli.output import CommandError, ExitCode, complain
@@ -50,6 +51,12 @@ def main() -> None:
         sys.exit(error.code)
     except CoveyServerError as error:
         complain(str(error))
+        sys.exit(ExitCode.FAILED)
+    except OSError as error:  # a folder that cannot be made, a file that cannot be read
+        complain(str(error))
+        sys.exit(ExitCode.FAILED)
+    except OperationalError as error:
+        complain(f"the database cannot be used: {error.orig}")
         sys.exit(ExitCode.FAILED)
     except KeyboardInterrupt:
         sys.exit(130)
