@@ -206,7 +206,7 @@ def test_what_is_quarantined_is_refused_and_named(fleet: Fleet) -> None:
 
 
 def test_no_room_and_no_runtime_are_refusals(fleet: Fleet) -> None:
-    assert "no room" in fleet.refusal(reserve_bytes=1 << 60).reason
+    assert "no room" in fleet.refusal(reserve_bytes=1 << 46).reason
     assert "no variant fits" in fleet.refusal(capabilities=Capabilities()).reason
 
 
