@@ -18,6 +18,8 @@ from covey_server.devices.models import Device, DeviceState
 from covey_server.parts import Director
 from covey_server.rollouts.models import DesiredState
 
+_MOST_GENERATION = 2**53
+
 
 def order_desired(
     session: Session,
@@ -74,4 +76,5 @@ def _publish(session: Session, row: DesiredState) -> None:
 
 def _acted_upon(device: Device) -> int:
     reported = device.reported.get("desired_generation", 0)
-    return reported if isinstance(reported, int) else 0
+    # No fleet comes this far. A device that says so must not stop the rollouts of all others: there is no number above it.
+    return reported if isinstance(reported, int) and reported <= _MOST_GENERATION else 0

@@ -1,5 +1,6 @@
 """How a rollout goes on by itself: by what devices report, and by the worker's tick when they report nothing."""
 
+import logging
 from collections.abc import Iterable
 from datetime import datetime, timedelta
 
@@ -19,6 +20,7 @@ from covey_server.rollouts.rules import Decision, PhaseOutcome, is_overdue, judg
 from covey_server.triggers.models import Severity
 from covey_server.triggers.service import raise_alert
 
+logger = logging.getLogger(__name__)
 _WORKING_STATES = (RolloutDeviceState.SENT, RolloutDeviceState.ACTIVE)
 _DONE_STATES = frozenset(RolloutDeviceState) - set(OPEN_STATES)
 
@@ -74,14 +76,22 @@ def tick_rollouts(parts: Parts, now: datetime) -> None:
         )
         rollout_ids = list(session.exec(query))
     for rollout_id in rollout_ids:
-        with parts.db.begin() as session:
-            rollout = get_rollout(session, rollout_id)
-            _give_up_on_silent(session, rollout, now)
-            advance_rollout(session, rollout_id, director=parts.director, now=now)
-            if rollout.state is RolloutState.HALTED and rollout.revert_on_halt:
-                take_back(session, rollout, director=parts.director, now=now, succeeded_too=True)
-            elif rollout.state is RolloutState.CANCELLED:
-                take_back(session, rollout, director=parts.director, now=now, succeeded_too=False)
+        try:
+            _tick_rollout(parts, rollout_id, now)
+        except Exception:
+            # The loop's top: a fault in one rollout must not keep the others from halting.
+            logger.exception("rollout %s cannot go on; it is tried again", rollout_id)
+
+
+def _tick_rollout(parts: Parts, rollout_id: str, now: datetime) -> None:
+    with parts.db.begin() as session:
+        rollout = get_rollout(session, rollout_id)
+        _give_up_on_silent(session, rollout, now)
+        advance_rollout(session, rollout_id, director=parts.director, now=now)
+        if rollout.state is RolloutState.HALTED and rollout.revert_on_halt:
+            take_back(session, rollout, director=parts.director, now=now, succeeded_too=True)
+        elif rollout.state is RolloutState.CANCELLED:
+            take_back(session, rollout, director=parts.director, now=now, succeeded_too=False)
 
 
 def _note_deployment(session: Session, part: RolloutDevice, report: DeploymentReport, now: datetime) -> bool:

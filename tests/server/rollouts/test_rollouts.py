@@ -1,10 +1,11 @@
 """Rollouts from draft to end, on a real database, with devices that report what a test says."""
 
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 
 import pytest
-from sqlmodel import select
+from sqlmodel import Session, select
 from tests.server.releases.bench import Bench, import_spec, make_bench
 
 from covey_contract.codec import decode, decode_order
@@ -16,6 +17,7 @@ from covey_server.errors import ConflictError, InvalidInputError, NotFoundError
 from covey_server.outbox import LiveEvent, OutboxMessage
 from covey_server.releases.imports import import_release, store_file
 from covey_server.releases.service import id_of, withdraw_release
+from covey_server.rollouts import progress
 from covey_server.rollouts.desired import republish_desired
 from covey_server.rollouts.handlers import on_reported
 from covey_server.rollouts.models import DesiredState, Rollout, RolloutDevice, RolloutDeviceState, RolloutState
@@ -380,6 +382,33 @@ def test_generations_rise_over_what_a_device_has_acted_upon(fleet: Fleet) -> Non
         fleet.device_reports(session, "pi-1", None, desired_generation=41)
     fleet.rollout(fleet.release(b"v1"))
     assert fleet.desired("pi-1").generation == 42
+
+
+@pytest.mark.parametrize("lie", [2**53 + 1, 2**63 - 1])
+def test_a_device_that_claims_an_impossible_generation_stops_nobody(fleet: Fleet, lie: int) -> None:
+    with fleet.parts.db.begin() as session:
+        fleet.device_reports(session, "pi-1", None, desired_generation=lie)
+    rollout = fleet.rollout(fleet.release(b"v1"))
+    assert fleet.desired("pi-1").generation == 1
+    fleet.report("pi-1", D.COMMITTED)
+    fleet.tick()
+    assert fleet.states(rollout)["pi-2"] is S.SENT
+
+
+def test_a_rollout_that_cannot_go_on_does_not_keep_others_from_halting(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    release = fleet.release(b"v1")
+    first = fleet.rollout(release, canary="pi-1", selector={"devices": ["pi-1"]})
+    second = fleet.rollout(release, canary="pi-2", selector={"devices": ["pi-2"]})
+
+    def give_up(session: Session, rollout: Rollout, now: datetime) -> None:
+        if rollout.id == min(first, second):
+            raise RuntimeError("a bug")
+        give_up_on_silent(session, rollout, now)
+
+    give_up_on_silent = progress._give_up_on_silent
+    monkeypatch.setattr(progress, "_give_up_on_silent", give_up)
+    fleet.tick(61)
+    assert {fleet.state(min(first, second)), fleet.state(max(first, second))} == {RolloutState.RUNNING, RolloutState.HALTED}
 
 
 def test_a_report_on_an_unknown_deployment_changes_nothing(fleet: Fleet) -> None:
