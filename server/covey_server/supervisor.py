@@ -45,12 +45,18 @@ class Supervisor:
     log_dir: Path
     ready_timeout_s: float = 60.0
     on_change: Callable[[str, str], None] = lambda _name, _what: None  # (program, "starting" | "ready" | "ended: ...")
+    is_wanted: Callable[[], bool] = lambda: True  # False ends a start that is under way, as Ctrl-C wants it
     _children: list[_Child] = field(default_factory=list)
 
     def start(self) -> None:
-        """Start every program in order, each after the one before is ready. Raises UnavailableError with the log's end."""
+        """Start every program in order, each after the one before is ready; stop early when not wanted any more.
+
+        Raises UnavailableError with the log's end.
+        """
         self.log_dir.mkdir(parents=True, exist_ok=True)
         for spec in self.specs:
+            if not self.is_wanted():
+                return
             child = _Child(spec)
             self._children.append(child)
             self._spawn(child)
@@ -121,6 +127,8 @@ class Supervisor:
     def _await_ready(self, child: _Child) -> None:
         deadline = time.monotonic() + self.ready_timeout_s
         while not child.spec.ready():
+            if not self.is_wanted():
+                return
             code = child.process.poll() if child.process else None
             if code is not None:
                 raise UnavailableError(f"{child.spec.name} ended at once ({describe_exit(code)}): {self._log_end(child.spec.name)}")

@@ -52,6 +52,17 @@ def test_programs_start_in_order_and_all_stop(tmp_path: Path) -> None:
     assert not any(pid and _is_alive(pid) for pid in pids)
 
 
+def test_a_start_that_is_not_wanted_any_more_ends_at_once(tmp_path: Path) -> None:
+    specs = [_spec("one", "time.sleep(60)", tmp_path), _spec("two", READY, tmp_path)]  # one never gets ready
+    answers = iter([True, True])
+    supervisor = Supervisor(specs, tmp_path / "logs", is_wanted=lambda: next(answers, False))
+    begin = time.monotonic()
+    supervisor.start()
+    assert time.monotonic() - begin < 5
+    assert supervisor.pid_of("two") is None
+    supervisor.stop()
+
+
 def test_a_program_that_dies_is_started_again(tmp_path: Path) -> None:
     supervisor = Supervisor([_spec("one", READY, tmp_path)], tmp_path / "logs")
     supervisor.start()

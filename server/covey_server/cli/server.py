@@ -66,9 +66,16 @@ def up(work_dir: WorkDir = None) -> None:
     check_ports(settings)
     first = initialise(settings)
     stop = _stop_on_signals()
-    supervisor = Supervisor(process_specs(settings), settings.path("logs"), on_change=lambda name, what: say(f"  {name:<10} {what}"))
+    supervisor = Supervisor(
+        process_specs(settings),
+        settings.path("logs"),
+        on_change=lambda name, what: say(f"  {name:<10} {what}"),
+        is_wanted=lambda: not stop,
+    )
     try:
         supervisor.start()
+        if stop:
+            return
         say(f"\nConsole  {settings.public_url}")
         if first.created:
             say(f"Login    {first.user} / {first.password}   (also in {settings.path('admin.password')})")
