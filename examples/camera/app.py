@@ -25,8 +25,11 @@ from covey_agent.errors import CoveyAgentError
 def main() -> int:
     """Ask until SIGTERM, or until `--count` pictures were asked about. Exit code 1 if a request failed."""
     arguments = _arguments()
-    pictures = np.load(arguments.images)
-    x, y = pictures["x"], pictures.get("y")
+    try:
+        pictures = np.load(arguments.images)
+        x, y = pictures["x"], pictures.get("y")
+    except (OSError, ValueError, LookupError) as exc:
+        sys.exit(f"expected an .npz with x, got {arguments.images}: {exc}")
     stopped: list[int] = []
 
     def on_signal(number: int, _frame: FrameType | None) -> None:
