@@ -105,10 +105,28 @@ def test_a_changed_artifact_never_reaches_a_device(fleet: Fleet) -> None:
     release = fleet.publish()
     digest = release["variants"][0]["artifact"]
     flip_a_byte(fleet.stage.server_dir / "blobs" / digest[:2] / digest[2:])
-    part = ship_bad(fleet, release, deadline_s=8, because="unresponsive")
+    part = ship_bad(fleet, release, deadline_s=8, because="did not answer")
     assert part["state"] != "succeeded"
     assert part["chunks_done"] == 0
     assert f"artifact {digest} cannot be sent" in fleet_log(fleet, "worker")
+
+
+def test_chunks_that_were_changed_later_are_refused_by_the_device(fleet: Fleet) -> None:
+    before = fleet.device(VICTIM)["serving_version"]
+    release = fleet.publish()
+    fleet.deploy(release, fleet.stage.devices[1])  # the server has read the artifact and found it sound
+    digest = release["variants"][0]["artifact"]
+    flip_a_byte(fleet.stage.server_dir / "blobs" / digest[:2] / digest[2:])
+    rollout = fleet.roll_out(release, VICTIM)
+    log = fleet.stage.work_dir / "logs" / f"{VICTIM}.log"
+    fleet.wait("the device drops it", lambda: "chunk 0 is not what the manifest says: dropped" in log.read_text("utf-8"))
+    deployment = fleet.machine(VICTIM).deployment
+    assert deployment is not None
+    assert (deployment.version, deployment.chunks_done) == (release["version"], 0)
+    fleet.stage.call().post(f"/rollouts/{rollout}/cancel")
+    fleet.wait("the device has given up", lambda: fleet.machine(VICTIM).state.value == "rolled_back")
+    with Client(fleet.socket(VICTIM), timeout_s=30) as client:
+        assert client.infer(PICTURE).version == before
 
 
 def ship_bad(fleet: Fleet, release: dict[str, Any], *, deadline_s: float, because: str = "failed") -> dict[str, Any]:
