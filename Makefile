@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 WORKERS ?= 2
+# Folders whose every test starts processes or imports torch; collecting them alone would take seconds.
+HEAVY := --ignore=tests/end_to_end --ignore=tests/agent/integration --ignore=tests/agent/training
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test unit check format schemas clean
@@ -26,7 +28,7 @@ test: setup ## every test
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(ARGS)
 
 unit: setup ## the fast tests only
-	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup -m "not broker and not flower and not runtime and not browser and not slow and not end_to_end" $(ARGS)
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup $(HEAVY) -m "not database and not broker and not flower and not runtime and not browser and not slow and not end_to_end" $(ARGS)
 
 check: setup ## linters, types, import rules
 	$(BIN)/ruff check .

@@ -6,6 +6,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from fastapi import FastAPI
+from tests.fakes.server_parts import share_compiled_statements
 
 from covey_server import console
 from covey_server.access.models import Login, Role, User
@@ -21,7 +22,7 @@ from covey_server.tables import metadata
 def open_database(folder: Path) -> Database:
     """A fresh database with every table."""
     (folder / "fleet.db").write_bytes(_empty_file())
-    return Database(f"sqlite:///{folder / 'fleet.db'}")
+    return share_compiled_statements(Database(f"sqlite:///{folder / 'fleet.db'}"))
 
 
 @cache

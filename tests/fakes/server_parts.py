@@ -13,6 +13,7 @@ from datetime import UTC, datetime, timedelta
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
@@ -182,7 +183,7 @@ def make_parts(work_dir: Path, *, settings: Settings | None = None) -> TestParts
     clock = SteppedClock()
     work_dir.mkdir(parents=True, exist_ok=True)
     settings.path("fleet.db").write_bytes(_empty_database())
-    db = Database(settings.resolved_database_url)
+    db = share_compiled_statements(Database(settings.resolved_database_url))
     return TestParts(
         settings=settings,
         db=db,
@@ -193,6 +194,15 @@ def make_parts(work_dir: Path, *, settings: Settings | None = None) -> TestParts
         repository=MemoryRepository(),
         director=KeyDirector(),
     )
+
+
+_COMPILED: dict[Any, Any] = {}
+
+
+def share_compiled_statements(db: Database) -> Database:
+    """The same database, on statements that an earlier test has compiled: hundreds of tests make one each."""
+    db.engine = db.engine.execution_options(compiled_cache=_COMPILED)
+    return db
 
 
 def _copied_authority(settings: Settings) -> FileAuthority:
