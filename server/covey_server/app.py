@@ -70,7 +70,8 @@ def open_parts(settings: Settings) -> Parts:
 
 def build_api(parts: Parts) -> FastAPI:
     """The API and the console, for operators."""
-    app = FastAPI(title="Covey", version=__version__, description=DESCRIPTION)
+    # The reference at /docs is the console's: FastAPI's own loads its scripts from elsewhere, and would be blank offline.
+    app = FastAPI(title="Covey", version=__version__, description=DESCRIPTION, docs_url=None, redoc_url=None)
     app.state.parts = parts
     app.add_middleware(BodyLimit, max_bytes=parts.settings.api.max_body_mb * 1_000_000)
     install_error_handlers(app)

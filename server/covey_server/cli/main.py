@@ -2,10 +2,12 @@
 
 import importlib
 import sys
+from typing import Annotated
 
 import typer
 from sqlalchemy.exc import OperationalError
 
+from covey_server import __version__
 from covey_server.cli import server
 from covey_server.cli.output import CommandError, ExitCode, complain
 from covey_server.errors import CoveyServerError
@@ -32,6 +34,19 @@ _SUB_COMMANDS = {
     "token": "tokens",
     "keys": "keys",
 }
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"covey {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    _version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_show_version)] = False,
+) -> None:
+    """Options of the command as a whole."""
 
 
 def build() -> typer.Typer:

@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from covey_server import migrate
 from covey_server.cli.output import CommandError, ExitCode, JsonOption, say, show_json, show_table
 from covey_server.db import Database
+from covey_server.errors import InvalidInputError
 from covey_server.settings import CONFIG_FILE, Settings, default_work_dir, load_settings
 
 WorkDir = Annotated[Path | None, typer.Option("--work-dir", help="The server's work folder. Default: COVEY_HOME, else the current folder.")]
@@ -150,7 +151,10 @@ def _settings(work_dir: Path | None) -> Settings:
     folder = work_dir or default_work_dir()
     if folder.exists() and not folder.is_dir():
         raise CommandError(f"expected a folder, {folder} is a file", ExitCode.USAGE)
-    return load_settings(folder)
+    try:
+        return load_settings(folder)
+    except InvalidInputError as exc:
+        raise CommandError(str(exc), ExitCode.USAGE) from exc
 
 
 def _describe(settings: Settings) -> Any:
@@ -159,7 +163,8 @@ def _describe(settings: Settings) -> Any:
     for name, field in Settings.model_fields.items():
         value = getattr(settings, name)
         if not isinstance(value, BaseModel):
-            yield name, str(value), _source(value, field.default, name in written), field.description or ""
+            source = "--work-dir" if name == "work_dir" else _source(value, field.default, name in written)
+            yield name, str(value), source, field.description or ""
             continue
         for key, sub in type(value).model_fields.items():
             part = getattr(value, key)

@@ -4,10 +4,10 @@ from fastapi import APIRouter, FastAPI
 
 from covey_server.console import assets, live
 from covey_server.console.page_route import PageRoute
-from covey_server.console.pages import devices, fleet, logins, releases, rollouts, runs
+from covey_server.console.pages import devices, fleet, logins, reference, releases, rollouts, runs
 
 router = APIRouter(include_in_schema=False)
-for _part in (logins, live, fleet, devices, releases, rollouts, runs):
+for _part in (logins, live, fleet, devices, releases, rollouts, runs, reference):
     router.include_router(_part.router)
 
 

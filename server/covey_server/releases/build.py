@@ -123,7 +123,7 @@ class Builder:
             self._finish(parts, release_id, request, report, candidates)
         except (QuantizerError, OSError) as exc:
             logger.warning("release %d cannot be built: %s", release_id, exc)
-            self._fail(parts, release_id, str(exc)[:MAX_REASON_CHARS])
+            self._fail(parts, release_id, str(exc).replace(f"{folder}/", "")[:MAX_REASON_CHARS])
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
