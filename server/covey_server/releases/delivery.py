@@ -23,6 +23,7 @@ from covey_contract.codec import encode
 from covey_contract.ids import DeviceId, Digest
 from covey_contract.messages import Chunk, MetadataPart, WantChunks, WantMetadata
 from covey_contract.topics import Channel, chunk_topic, device_topic
+from covey_server.clock import utc_now
 from covey_server.db import Database
 from covey_server.errors import CoveyServerError
 from covey_server.parts import BlobStore, Repository
@@ -30,6 +31,8 @@ from covey_server.releases.coalesce import Coalescer, Group, TokenBucket, group_
 from covey_server.releases.service import published_length
 from covey_server.releases.store import CorruptBlobError
 from covey_server.settings import DeliverySettings
+from covey_server.triggers.models import Severity
+from covey_server.triggers.service import raise_alert
 
 logger = logging.getLogger(__name__)
 Want = WantChunks | WantMetadata
@@ -161,7 +164,7 @@ class Delivery:
     def _note_chunks(self, device: DeviceId, want: WantChunks, asked_at: float) -> None:
         length = self._catalogue.length_of(want.digest, self._clock())
         if length is None:
-            self._refuse("refused_unknown_digest", device, f"artifact {want.digest[:12]} belongs to no published release")
+            self._refuse("refused_unknown_digest", device, f"artifact {want.digest[:12]} belongs to no published release, or is damaged")
             return
         existing = group_bits(length, want.group)
         if want.missing & ~existing or not existing:
@@ -264,10 +267,16 @@ class _Catalogue:
             with self._blobs.path(digest).open("rb") as file:
                 found = hashlib.file_digest(file, "sha256").hexdigest()
         except CoveyServerError as exc:
-            logger.error("artifact %s of a published release cannot be sent: %s", digest, exc)  # noqa: TRY400 - the cause is in the message
+            self._tell_damaged(digest, exc)
             return None
         if found != digest:
-            logger.error("artifact %s cannot be sent: %s", digest, CorruptBlobError(digest, found))
+            self._tell_damaged(digest, CorruptBlobError(digest, found))
             return None
         self._sound.add(digest)
         return length
+
+    def _tell_damaged(self, digest: str, error: CoveyServerError) -> None:
+        """Devices only see that nothing comes, so operators are told."""
+        logger.error("artifact %s of a published release cannot be sent: %s", digest, error)
+        with self._db.begin() as session:
+            raise_alert(session, "artifact_damaged", severity=Severity.CRITICAL, detail=str(error), subject=digest, now=utc_now())

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from sqlmodel import select
 from tests.server.releases.bench import Bench, import_spec, make_bench
 
 from covey_contract.codec import decode, digest_of
@@ -17,6 +18,7 @@ from covey_server.releases.delivery import Delivery, DeliveryLimits
 from covey_server.releases.handlers import want_handler
 from covey_server.releases.imports import StoredFile, import_release, store_file
 from covey_server.releases.service import id_of, withdraw_release
+from covey_server.triggers.models import Alert, Severity
 
 ARTIFACT = bytes(range(256)) * 256 * GROUP_CHUNKS + b"tail"  # one full group and one chunk of 4 bytes
 FULL = (1 << GROUP_CHUNKS) - 1
@@ -176,6 +178,10 @@ def test_a_rotten_artifact_is_never_sent(scene: Scene) -> None:
     scene.run(steps=3)
     assert scene.broker.sent == []
     assert scene.delivery.counters["refused_unknown_digest"] == 1
+    with scene.bench.parts.db.read() as session:
+        alert = session.exec(select(Alert)).one()
+    assert (alert.what, alert.severity, alert.subject) == ("artifact_damaged", Severity.CRITICAL, scene.digest)
+    assert "restore it from a backup" in alert.detail
 
 
 def test_no_more_is_in_flight_than_the_cap(scene: Scene) -> None:
