@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 WORKERS ?= 2
 # Folders whose every test starts processes or imports torch; collecting them alone would take seconds.
-HEAVY := --ignore=tests/end_to_end --ignore=tests/agent/integration --ignore=tests/agent/training
+HEAVY := --ignore=tests/end_to_end --ignore=tests/agent/integration --ignore=tests/agent/training --ignore=tests/server/federation/test_flower.py
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test unit check format schemas clean

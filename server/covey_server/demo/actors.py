@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,7 @@ from pathlib import Path
 from covey_server.errors import UnavailableError
 from covey_server.supervisor import describe_exit, die_with_parent
 
+_AGENTS_STOP_S = 8.0
 _BIN = Path(sys.executable).parent  # where `covey` and `covey-agent` are, next to this Python
 
 
@@ -101,11 +103,16 @@ class Troupe:
             process.wait()
 
     def stop_all(self) -> None:
-        """Stop everything, last started first: applications, agents, server. Signals go out together, so that it is quick."""
+        """Stop everything, last started first: applications, agents, server. Signals go out together, so that it is quick.
+
+        An agent that is in the middle of a round may take its time to leave Flower; here nobody waits for that, and what it
+        started ends with it.
+        """
         names = list(reversed(self._running))
         for name in names:
             process = self._running[name]
             if name != "server" and process.poll() is None:
                 process.send_signal(signal.SIGTERM)
+        deadline = time.monotonic() + _AGENTS_STOP_S
         for name in names:
-            self.stop(name)
+            self.stop(name, timeout_s=15.0 if name == "server" else max(0.1, deadline - time.monotonic()))

@@ -56,8 +56,8 @@ def run_demo(options: DemoOptions) -> int:
     finally:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not leave orphans
         narrator.line("stopping every process ...")
-        watch.close()
         stage.troupe.stop_all()
+        watch.close()
         if stage.cable is not None:
             stage.cable.close()
     return 1 if stage.failures else 0
