@@ -108,7 +108,9 @@ def test_a_changed_artifact_never_reaches_a_device(fleet: Fleet) -> None:
     part = ship_bad(fleet, release, deadline_s=8, because="did not answer")
     assert part["state"] != "succeeded"
     assert part["chunks_done"] == 0
-    assert f"artifact {digest} cannot be sent" in fleet_log(fleet, "worker")
+    assert f"artifact {digest} of a published release cannot be sent" in fleet_log(fleet, "worker")
+    alerts = fleet.stage.call().get_all("/alerts")
+    assert [alert["severity"] for alert in alerts if (alert["what"], alert["subject"]) == ("artifact_damaged", digest)] == ["critical"]
 
 
 def test_chunks_that_were_changed_later_are_refused_by_the_device(fleet: Fleet) -> None:
