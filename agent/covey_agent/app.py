@@ -28,6 +28,7 @@ from covey_agent.adapters.sockets import ListeningSockets
 from covey_agent.adapters.store_readings import SqliteReadings
 from covey_agent.adapters.store_sqlite import DATABASE_NAME, Database, SqliteState, open_database
 from covey_agent.adapters.system_metrics import SystemMetrics
+from covey_agent.core.backoff import reconnect_backoff
 from covey_agent.core.privacy import epsilon_of
 from covey_agent.daemon.commands import Commands
 from covey_agent.daemon.deployments import Deployments
@@ -104,7 +105,7 @@ def build_agent(
     clock = outside.clock if outside else SystemClock(int(store.load(KEY_TIME) or b"0"))
     timers = Timers(clock.monotonic)
     boot = secrets.token_hex(8)
-    broker = outside.broker if outside else _make_broker(identity, inbox.put, clock, boot=boot)
+    broker = outside.broker if outside else _make_broker(identity, settings, inbox.put, clock, boot=boot)
     children = outside.children(inbox.put) if outside else ProcessChildren(inbox.put)
     kit = Kit(
         state_dir=state_dir,
@@ -154,7 +155,7 @@ def _wire(hub: Hub, kit: Kit, slots: SlotFiles, *, store: SqliteState, database:
     watch.listen(hub.deployments.happened, hub.deployments.evidence_found)
 
 
-def _make_broker(identity: Identity, post: Post, clock: Clock, *, boot: str) -> Broker:
+def _make_broker(identity: Identity, settings: Settings, post: Post, clock: Clock, *, boot: str) -> Broker:
     device = DeviceId(identity.file.device)
     topic = device_topic(device, Channel.STATUS)
     return PahoBroker(
@@ -162,6 +163,7 @@ def _make_broker(identity: Identity, post: Post, clock: Clock, *, boot: str) -> 
         subscriptions=device_subscriptions(device),
         last_words=lambda: status_message(topic, Presence.OFFLINE, boot=boot, at=clock.now_ms()),
         post=post,
+        backoff=reconnect_backoff(settings.broker.reconnect_spread_s),
         random=random.random,
         monotonic=clock.monotonic,
     )

@@ -83,6 +83,9 @@ class BrokerSettings:
 
     host: str = _setting("", "reach the broker here, through a tunnel or gateway; empty: where enrolment said")
     port: int = _setting(0, "reach the broker at this port; 0: the one that enrolment said", low=0, high=65535)
+    reconnect_spread_s: float = _setting(
+        4.0, "a lost connection is tried again within this; more for thousands of devices, seconds", low=0.2
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,8 @@ Rules:
 - A message is refused before it is queued if it is too large or the connection is away: paho would otherwise resend a poison
   message for ever, and its queue has no place in the agent's accounting. Whatever matters is kept elsewhere until acknowledged.
 - Nothing that the network does ends the agent: no name resolution, no route, a refused certificate are all a reason to wait, with
-  jitter, 1 to 60 s, and try again. A certificate that the broker refuses under TLS 1.3 shows only as an end right after connecting.
+  jitter, up to a minute, and try again. The first wait is drawn too: a broker that restarts loses its whole fleet at one moment.
+  A certificate that the broker refuses under TLS 1.3 shows only as an end right after connecting.
 """
 
 import logging
@@ -15,7 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from covey_agent.adapters.lean_imports import without_http
-from covey_agent.core.backoff import RECONNECT, Random
+from covey_agent.core.backoff import Backoff, Random
 from covey_agent.core.jobs import BrokerAddress
 from covey_agent.inbox import BrokerConnected, BrokerLost, MessageArrived, Post
 from covey_contract.ids import mqtt_client_id
@@ -44,6 +45,7 @@ class PahoBroker:
         subscriptions: Sequence[str],
         last_words: Callable[[], tuple[str, bytes]],
         post: Post,
+        backoff: Backoff,
         random: Random,
         monotonic: Callable[[], float],
     ) -> None:
@@ -51,6 +53,7 @@ class PahoBroker:
         self._subscriptions = list(subscriptions)
         self._last_words = last_words
         self._post = post
+        self._backoff = backoff
         self._random = random
         self._monotonic = monotonic
         self._failures = 0
@@ -110,7 +113,7 @@ class PahoBroker:
     def _plan_next_attempt(self) -> None:
         """paho doubles a fixed delay; giving it both bounds makes the next wait exactly the one with jitter."""
         self._failures += 1
-        delay = RECONNECT.delay_s(self._failures, self._random)
+        delay = self._backoff.delay_s(self._failures, self._random)
         self._client.reconnect_delay_set(min_delay=delay, max_delay=delay)  # type: ignore[arg-type]  # it sleeps fractions too
 
     def _on_pre_connect(self, client: Client, _userdata: object) -> None:
