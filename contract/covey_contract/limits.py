@@ -15,6 +15,7 @@ MAX_VARIANTS = 32
 MAX_GOLDEN_INPUTS = 64
 MAX_COUNT = 2**63 - 1  # what a database's integer holds
 MAX_MILLIS = 253_402_300_799_999  # the end of the year 9999, the last that a date can be
+MAX_CSR_CHARS = 16_384  # a certificate request or certificate, PEM
 MAX_REASON_CHARS = 500  # a human-readable reason in a message
 
 

@@ -145,6 +145,8 @@ class Reported(Struct, frozen=True, tag="reported"):
     capabilities: Capabilities = field(default_factory=Capabilities)
     policy_hash: str = ""
     training: str = ""  # the run that the trainer is working for, if any
+    boot: str = ""  # of the agent process that speaks
+    certificate: str = ""  # serial of the certificate by which it is connected, lower-case hex
 
 
 class Reading(Struct, frozen=True, array_like=True):
@@ -284,7 +286,39 @@ class ReleaseQuarantine(Struct, frozen=True, tag="release_quarantine", forbid_un
     digest: DigestField
 
 
-Command = InviteToRun | StopRun | ReleaseQuarantine
+class RotateCertificate(Struct, frozen=True, tag="rotate_certificate", forbid_unknown_fields=True):
+    """Renew the certificate now, with a fresh key. Done: the device is connected by the new one."""
+
+    id: IdField
+    device: DeviceIdField
+    expires_at: Millis
+
+
+class Decommission(Struct, frozen=True, tag="decommission", forbid_unknown_fields=True):
+    """Leave the fleet: stop for good, and wipe what the device's own policy lets go. Done: it will not come back."""
+
+    id: IdField
+    device: DeviceIdField
+    expires_at: Millis
+    wipe: bool = False
+
+
+Command = InviteToRun | StopRun | ReleaseQuarantine | RotateCertificate | Decommission
+
+
+class Renewal(Struct, frozen=True, tag="renewal", forbid_unknown_fields=True):
+    """Ask for a certificate for a fresh key. The topic says for whom; asking again with the same key gives the same answer."""
+
+    csr: Annotated[str, Meta(min_length=1, max_length=limits.MAX_CSR_CHARS)]  # PEM
+
+
+class RenewalAnswer(Struct, frozen=True, tag="renewal_answer", forbid_unknown_fields=True):
+    """The certificate, or why there is none."""
+
+    request: DigestField  # sha256 of the request's text
+    certificate: Annotated[str, Meta(max_length=limits.MAX_CSR_CHARS)] = ""  # PEM; empty: refused
+    reason: ReasonField = ""
+    retry_after_s: Count = 0
 
 
 class Reply(Struct, frozen=True, tag="reply"):

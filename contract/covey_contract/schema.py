@@ -29,7 +29,11 @@ WIRE_TYPES: tuple[type[msgspec.Struct], ...] = (
     messages.InviteToRun,
     messages.StopRun,
     messages.ReleaseQuarantine,
+    messages.RotateCertificate,
+    messages.Decommission,
     messages.Reply,
+    messages.Renewal,
+    messages.RenewalAnswer,
     release.Release,
 )
 

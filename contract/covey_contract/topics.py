@@ -21,15 +21,17 @@ class Channel(Enum):
     READINGS = "up/readings"  # device -> server: a batch of readings
     WANT = "up/want"  # device -> server: chunks or metadata it lacks
     REPLY = "up/reply"  # device -> server: answer to one command
+    RENEW = "up/renew"  # device -> server: request for a new certificate
     DESIRED = "down/desired"  # server -> device, retained: signed desired state
     COMMAND = "down/command"  # server -> device: signed command
     ACK = "down/ack"  # server -> device: readings committed up to
+    CERTIFICATE = "down/certificate"  # server -> device: answer to a request for a new certificate
     METADATA = "down/metadata"  # server -> device: TUF metadata or a manifest, in parts
     CHUNK = "a"  # server -> all who want it: artifact chunks
 
 
-UP_CHANNELS = frozenset({Channel.STATUS, Channel.REPORTED, Channel.READINGS, Channel.WANT, Channel.REPLY})
-DOWN_CHANNELS = frozenset({Channel.DESIRED, Channel.COMMAND, Channel.ACK, Channel.METADATA})
+UP_CHANNELS = frozenset({Channel.STATUS, Channel.REPORTED, Channel.READINGS, Channel.WANT, Channel.REPLY, Channel.RENEW})
+DOWN_CHANNELS = frozenset({Channel.DESIRED, Channel.COMMAND, Channel.ACK, Channel.CERTIFICATE, Channel.METADATA})
 _BY_TAIL = {channel.value: channel for channel in UP_CHANNELS | DOWN_CHANNELS}
 
 
@@ -62,7 +64,7 @@ def server_subscriptions() -> list[str]:
 
 def device_subscriptions(device: DeviceId) -> list[str]:
     """The topics to which an agent's main connection subscribes."""
-    return [device_topic(device, channel) for channel in (Channel.DESIRED, Channel.COMMAND, Channel.ACK)]
+    return [device_topic(device, channel) for channel in (Channel.DESIRED, Channel.COMMAND, Channel.ACK, Channel.CERTIFICATE)]
 
 
 def parse_topic(topic: str) -> Topic:

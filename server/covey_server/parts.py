@@ -23,8 +23,21 @@ class IssuedCertificate:
 
     pem: str
     serial: str  # hex
+    user: str  # its DNS name, by which a broker with a table of users knows it
+    key_digest: str  # sha256 of its public key
     issued_at: datetime
     expires_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class BrokerRight:
+    """One certificate as the broker must know it."""
+
+    device: DeviceId
+    user: str  # its DNS name
+    serial: str  # hex; empty: a device from before serials were kept
+    expires_at: datetime
+    revoked_at: datetime | None = None  # retired or revoked: it opens no connection any more
 
 
 class Authority(Protocol):
@@ -42,12 +55,16 @@ class Authority(Protocol):
         """Issue a client certificate. Raises InvalidInputError for a bad CSR or one for another name."""
         ...
 
+    def key_digest(self, csr_pem: str, *, device: DeviceId) -> str:
+        """sha256 of the public key in a request that is valid for this device. Raises InvalidInputError."""
+        ...
+
 
 class Permissions(Protocol):
     """The broker's table of who may say what."""
 
-    def apply(self, devices: Iterable[DeviceId]) -> None:
-        """Let exactly these devices connect; a device that is gone from the table loses its live session."""
+    def apply(self, rights: Iterable[BrokerRight]) -> None:
+        """Let exactly the certificates that are not revoked connect; whoever loses the last right loses its live session at once."""
         ...
 
 

@@ -14,11 +14,12 @@ from fastapi import FastAPI
 
 from covey_server import app as wiring
 from covey_server.broker.embedded import embedded_broker, is_listening
+from covey_server.broker.mosquitto import mosquitto_broker
 from covey_server.clock import utc_now
 from covey_server.console import end_streams
 from covey_server.db import Database
 from covey_server.devices.authority import FileAuthority
-from covey_server.devices.service import active_devices
+from covey_server.devices.certificates import broker_rights
 from covey_server.errors import UnavailableError
 from covey_server.federation.superlink import superlink_spec
 from covey_server.observability.logs import configure_logs
@@ -32,7 +33,7 @@ def check_ports(settings: Settings) -> None:
     """Raise UnavailableError if a port that we need is taken: a stranger behind it would look like our own program."""
     _refuse_taken_port(settings.api.host, settings.api.port)
     _refuse_taken_port(settings.edge.host, settings.edge.port)
-    if settings.broker.kind == "embedded":
+    if settings.broker.kind != "external":
         _refuse_taken_port(settings.broker.host, settings.broker.port)
     if settings.flower.enabled:
         _refuse_taken_port("127.0.0.1", settings.flower.port)
@@ -42,9 +43,10 @@ def process_specs(settings: Settings) -> list[ProcessSpec]:
     """Everything `covey up` runs, in the order in which it must start."""
     specs: list[ProcessSpec] = []
     authority = FileAuthority.open(settings)
-    if settings.broker.kind == "embedded":
+    if settings.broker.kind != "external":
         database = Database(settings.resolved_database_url)
-        specs.append(embedded_broker(settings, authority=authority, devices=list(active_devices(database)), now=utc_now()))
+        broker = embedded_broker if settings.broker.kind == "embedded" else mosquitto_broker
+        specs.append(broker(settings, authority=authority, rights=list(broker_rights(database)), now=utc_now()))
         database.close()
     specs.append(_own(settings, "api", lambda: is_listening(settings.api.host, settings.api.port)))
     specs.append(_own(settings, "worker", lambda: True))

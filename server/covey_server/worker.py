@@ -16,7 +16,8 @@ from types import FrameType
 from covey_server import outbox
 from covey_server.access.idempotency import prune_idempotency_keys
 from covey_server.access.logins import prune_logins
-from covey_server.devices.service import active_devices
+from covey_server.devices import certificates
+from covey_server.devices.certificates import broker_rights
 from covey_server.federation.ticks import RunKeeper
 from covey_server.mqtt.gateway import Gateway
 from covey_server.mqtt.link import BrokerLink
@@ -53,6 +54,7 @@ class Worker:
     delivery: Delivery
     builder: Builder
     keeper: RunKeeper | None
+    _republished: int = 0  # connections of the main link when retained messages were last published anew
     _stop: threading.Event = field(default_factory=threading.Event)
 
     def run(self) -> None:
@@ -93,7 +95,9 @@ class Worker:
             _Tick("builds", 0.5, lambda: self.builder.tick_builds(parts, parts.clock())),
             _Tick("counters", 3.0, self._store_counters),
             # Repairs what an enrolment or revocation could not apply because the broker was away.
-            _Tick("permissions", 10.0, lambda: parts.permissions.apply(active_devices(parts.db))),
+            _Tick("permissions", 10.0, lambda: parts.permissions.apply(broker_rights(parts.db))),
+            _Tick("retained", 1.0, self._republish_retained),
+            _Tick("certificates", 0.5, lambda: certificates.settle(parts.db, parts.permissions, now=parts.clock())),
             _Tick("metadata", 600.0, lambda: parts.repository.refresh(parts.clock())),
             _Tick("pruning", 3600.0, self._prune),
         ]
@@ -108,6 +112,14 @@ class Worker:
             # The loop's top: a fault in one capability must not stop the others, and the next tick tries again.
             logger.exception("tick %s failed", tick.name)
         tick.due = time.monotonic() + tick.every_s
+
+    def _republish_retained(self) -> None:
+        """A broker that was away may have lost what it kept for devices: it gets the newest again, whatever kind it is."""
+        connections = self.links[0].connections
+        if connections > max(self._republished, 1):
+            with self.parts.db.begin() as session:
+                rollouts.republish_desired(session)
+        self._republished = connections
 
     def _store_counters(self) -> None:
         counters = {("covey_mqtt_refused", reason): float(count) for reason, count in self.router.refused.items()}

@@ -1,4 +1,4 @@
-"""The real embedded broker, started for a test in a temporary folder on free ports.
+"""The real broker, embedded or Mosquitto, started for a test in a temporary folder on free ports.
 
     with running_broker(tmp_path, devices=["cam-1"]) as broker:
         client = broker.connect("cam-1")
@@ -15,20 +15,23 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import paho.mqtt.client as mqtt
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
-from tests.fakes.pki import ClientFiles, make_client
+from tests.fakes.pki import ClientFiles, make_csr, make_key, write_client
 
 from covey_contract.ids import DeviceId
+from covey_server.broker.crl import MosquittoPermissions
 from covey_server.broker.embedded import embedded_broker, is_listening
-from covey_server.broker.files import BrokerFiles
+from covey_server.broker.external import permissions_of
+from covey_server.broker.mosquitto import mosquitto_broker
 from covey_server.broker.permissions import NatsPermissions
 from covey_server.devices.authority import FileAuthority, KeyFiles
+from covey_server.parts import BrokerRight
 from covey_server.processes import ProcessSpec
 from covey_server.settings import BrokerSettings, Settings
 
@@ -54,7 +57,7 @@ def wait_until(condition: Callable[[], object], *, what: str, timeout_s: float =
 
 @dataclass
 class Process:
-    """A running nats-server."""
+    """A running broker."""
 
     spec: ProcessSpec
     popen: subprocess.Popen[bytes] | None = None
@@ -126,12 +129,14 @@ class Peer:
 
 @dataclass
 class RunningBroker:
-    """The embedded broker with its fleet CA."""
+    """A broker with its fleet CA."""
 
     settings: Settings
     authority: FileAuthority
     process: Process
-    permissions: NatsPermissions
+    permissions: NatsPermissions | MosquittoPermissions
+    rights: dict[str, list[BrokerRight]] = field(default_factory=dict)
+    files: dict[str, ClientFiles] = field(default_factory=dict)
     peers: list[Peer] = field(default_factory=list)
 
     @property
@@ -140,12 +145,33 @@ class RunningBroker:
         return self.settings.broker.port
 
     def allow(self, *devices: str) -> None:
-        """Let exactly these devices in."""
-        self.permissions.apply([DeviceId(device) for device in devices])
+        """Let exactly these devices in, each by every certificate that it was given."""
+        self.permissions.apply(self.table(*devices))
+
+    def table(self, *devices: str) -> list[BrokerRight]:
+        """What the server would know: the certificates of these devices in force, all others revoked."""
+        for device in devices:
+            self.identity(device)
+        now = datetime.now(UTC)
+        return [
+            replace(right, revoked_at=None if device in devices else right.revoked_at or now)
+            for device, rights in self.rights.items()
+            for right in rights
+        ]
 
     def identity(self, device: str) -> ClientFiles:
-        """A fresh certificate for a device."""
-        return make_client(self.settings.path("devices", device), self.authority, device, now=datetime.now(UTC))
+        """A device's certificate; made when it is first asked for."""
+        if device not in self.files:
+            self.files[device] = self.renew(device)
+        return self.files[device]
+
+    def renew(self, device: str) -> ClientFiles:
+        """Another certificate for a device, with a key of its own; the broker does not know it yet."""
+        key, now, known = make_key(), datetime.now(UTC), self.rights.setdefault(device, [])
+        issued = self.authority.sign_request(make_csr(device, key=key), device=DeviceId(device), now=now)
+        known.append(BrokerRight(DeviceId(device), issued.user, issued.serial, issued.expires_at))
+        folder = self.settings.path("devices", f"{device}-{len(known)}")
+        return write_client(folder, self.authority, device, key=key, issued=issued)
 
     def gateway_files(self) -> KeyFiles:
         """The server's own client certificate."""
@@ -207,13 +233,17 @@ def _watch(peer: Peer, settled: threading.Event) -> None:
 
 
 @contextmanager
-def running_broker(work_dir: Path, *, devices: Iterable[str] = ()) -> Iterator[RunningBroker]:
-    """The embedded broker exactly as `covey up` runs it, on a free port."""
-    settings = Settings(work_dir=work_dir, broker=BrokerSettings(port=free_port()))
+def running_broker(work_dir: Path, *, devices: Iterable[str] = (), kind: str = "embedded") -> Iterator[RunningBroker]:
+    """A broker exactly as `covey up` runs it, on a free port."""
+    settings = Settings(work_dir=work_dir, broker=BrokerSettings(port=free_port(), kind=kind))
     now = datetime.now(UTC)
     authority = FileAuthority.create(settings, now=now)
-    spec = embedded_broker(settings, authority=authority, devices=[DeviceId(device) for device in devices], now=now)
-    broker = RunningBroker(settings, authority, Process(spec), NatsPermissions(BrokerFiles.of(settings)))
+    permissions = permissions_of(settings)
+    assert isinstance(permissions, NatsPermissions | MosquittoPermissions)
+    nobody = Process(ProcessSpec("broker", [], {}, None, lambda: True))
+    broker = RunningBroker(settings, authority, nobody, permissions)
+    start = embedded_broker if kind == "embedded" else mosquitto_broker
+    broker.process = Process(start(settings, authority=authority, rights=broker.table(*devices), now=now))
     broker.process.start()
     try:
         yield broker

@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.x509.oid import NameOID
 
 from covey_contract.ids import DeviceId
-from covey_server.parts import Authority
+from covey_server.parts import Authority, IssuedCertificate
 
 PrivateKey = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey | ed25519.Ed25519PrivateKey
 
@@ -57,6 +57,12 @@ def make_client(folder: Path, authority: Authority, device: str, *, now: datetim
     folder.mkdir(parents=True, exist_ok=True)
     key = make_key()
     issued = authority.sign_request(make_csr(device, key=key), device=DeviceId(device), now=now)
+    return write_client(folder, authority, device, key=key, issued=issued)
+
+
+def write_client(folder: Path, authority: Authority, device: str, *, key: PrivateKey, issued: IssuedCertificate) -> ClientFiles:
+    """Key and certificate as files."""
+    folder.mkdir(parents=True, exist_ok=True)
     files = ClientFiles(folder / f"{device}.crt", folder / f"{device}.key", folder / "ca.crt")
     files.certificate.write_text(issued.pem, "ascii")
     files.key.write_bytes(private_pem(key))

@@ -38,11 +38,12 @@ from covey_server.devices import api as devices_api
 from covey_server.devices import edge as devices_edge
 from covey_server.devices import service as devices
 from covey_server.devices.authority import FileAuthority
+from covey_server.devices.certificates import active_devices
 from covey_server.devices.invitation_token import read_token
 from covey_server.devices.models import Device, Invitation
 from covey_server.errors import NotFoundError
 from covey_server.outbox import LiveEvent, OutboxMessage
-from covey_server.parts import Parts
+from covey_server.parts import BrokerRight, Parts
 from covey_server.settings import Settings
 from covey_server.telemetry import api as telemetry_api
 from covey_server.triggers import api as triggers_api
@@ -72,17 +73,19 @@ class RecordedPermissions:
 
     tables: list[list[DeviceId]] = field(default_factory=list)
     error: Exception | None = None
+    rights: list[BrokerRight] = field(default_factory=list)
 
     @property
     def allowed(self) -> list[DeviceId]:
         """Who may connect now."""
         return self.tables[-1] if self.tables else []
 
-    def apply(self, devices: Iterable[DeviceId]) -> None:
+    def apply(self, rights: Iterable[BrokerRight]) -> None:
         """Take a new table, or fail as a broker would."""
         if self.error is not None:
             raise self.error
-        self.tables.append(list(devices))
+        self.rights = list(rights)
+        self.tables.append(active_devices(self.rights))
 
 
 @dataclass

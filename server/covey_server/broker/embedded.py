@@ -14,16 +14,16 @@ from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
 
-from covey_contract.ids import DeviceId
 from covey_contract.limits import MAX_PAYLOAD_BYTES
 from covey_server.broker.binary import check_version, find_binary
 from covey_server.broker.files import BrokerFiles, write_whole
 from covey_server.broker.permissions import NatsPermissions
 from covey_server.devices.authority import FileAuthority, KeyFiles
+from covey_server.parts import BrokerRight
 from covey_server.processes import ProcessSpec
 from covey_server.settings import Settings
 
-_HEADER_ROOM = 4096  # topic and MQTT header count towards the broker's limit
+HEADER_ROOM = 4096  # topic and MQTT header count towards the broker's limit
 _CONFIG = """\
 # Written by Covey at every start; edit covey.toml instead.
 server_name: {name}
@@ -53,14 +53,14 @@ ACK_WAIT_S = 30
 MAX_ACK_PENDING = 2000  # unacknowledged messages a subscription; the gateway's queue holds as many
 
 
-def embedded_broker(settings: Settings, *, authority: FileAuthority, devices: Iterable[DeviceId], now: datetime) -> ProcessSpec:
+def embedded_broker(settings: Settings, *, authority: FileAuthority, rights: Iterable[BrokerRight], now: datetime) -> ProcessSpec:
     """Write the broker's configuration and table of users, and describe the process. Raises UnavailableError or InvalidInputError."""
     binary = find_binary(settings.broker)
     check_version(binary)
     files = BrokerFiles.of(settings)
     names = {settings.broker.host, settings.broker.public_host, "localhost", "127.0.0.1"}
     keys = authority.issue_server_certificate(names, role="broker", now=now)
-    NatsPermissions(files).apply(devices)
+    NatsPermissions(files).apply(rights)
     write_whole(files.config, broker_config(settings, files=files, keys=keys))
     return ProcessSpec(
         name="broker",
@@ -91,7 +91,7 @@ def broker_config(settings: Settings, *, files: BrokerFiles, keys: KeyFiles) -> 
         tls=tls,
         pid=_path(files.pid),
         log=_path(files.log),
-        max_payload=MAX_PAYLOAD_BYTES + _HEADER_ROOM,
+        max_payload=MAX_PAYLOAD_BYTES + HEADER_ROOM,
         store=_path(files.store),
         store_max_mb=settings.broker.store_max_mb,
         listen=json.dumps(f"[{host}]:{settings.broker.port}" if ":" in host else f"{host}:{settings.broker.port}"),

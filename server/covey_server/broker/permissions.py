@@ -1,8 +1,9 @@
-"""The broker's table of who may say what: one user a certificate name, rewritten as a whole and reloaded.
+"""The broker's table of who may say what: one user a certificate, rewritten as a whole and reloaded.
 
 A device may publish below its own `up/` and to its own `status`, and read its own `down/` and artifact chunks; only the
 gateway may do all. The broker maps a certificate's DNS name to the user of that name, and takes users over MQTT alone, so
-that a user without a password is nobody over its native protocol. A user that is gone loses its live connection at once.
+that a user without a password is nobody over its native protocol. Every certificate has a name of its own, so that the old one
+of a device can go while the new one stays. A user that is gone loses its live connection at once.
 
 In the broker's words `/` is `.`, and an MQTT filter `x/#` needs both `x` and `x.>`.
 """
@@ -10,6 +11,7 @@ In the broker's words `/` is `.`, and an MQTT filter `x/#` needs both `x` and `x
 import fcntl
 import logging
 import os
+import re
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -21,7 +23,8 @@ from covey_contract.ids import DeviceId, parse_device_id
 from covey_contract.topics import PREFIX, Channel, device_topic
 from covey_server.broker.files import BrokerFiles, write_whole
 from covey_server.devices.rules import SERVER_NAME
-from covey_server.errors import UnavailableError
+from covey_server.errors import InvalidInputError, UnavailableError
+from covey_server.parts import BrokerRight
 from covey_server.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -31,12 +34,14 @@ _INBOX = "$MQTT.sub.>"  # where the broker delivers QoS 1 messages; it refuses M
 _RELOADED = b"Reloaded server configuration"
 _RELOAD_FAILED = b"Failed to reload server configuration"
 _POLL_S = 0.005
+_CERTIFICATE_NAME = re.compile(r"\.[0-9a-f]{1,16}")
 
 
-def users_file(devices: Iterable[DeviceId]) -> str:
+def users_file(rights: Iterable[BrokerRight]) -> str:
     """The table as the broker's configuration."""
     users = [_user(SERVER_NAME, publish=[f"{_ROOT}.>"], subscribe=[_ROOT, f"{_ROOT}.>", _INBOX])]
-    users += [_device_user(device) for device in sorted(set(devices))]
+    in_force = {(right.device, right.user) for right in rights if right.revoked_at is None}
+    users += [_device_user(device, user) for device, user in sorted(in_force)]
     return "authorization { users: [\n" + ",\n".join(users) + "\n] }\n"
 
 
@@ -52,14 +57,14 @@ class NatsPermissions:
         """The table of this server's broker."""
         return cls(BrokerFiles.of(settings))
 
-    def apply(self, devices: Iterable[DeviceId]) -> None:
-        """Let exactly these devices connect; returns when a running broker has taken the table.
+    def apply(self, rights: Iterable[BrokerRight]) -> None:
+        """Let exactly the certificates in force connect; returns when a running broker has taken the table.
 
-        `devices` is read while the lock is held. Raises UnavailableError if the broker refuses or does not take it in time.
+        `rights` is read while the lock is held. Raises UnavailableError if the broker refuses or does not take it in time.
         """
         self.files.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         with self._locked():
-            table = users_file(devices)
+            table = users_file(rights)
             is_same = self.files.users.exists() and self.files.users.read_text("utf-8") == table
             if is_same and not self.files.pending.exists():
                 return
@@ -103,10 +108,12 @@ class NatsPermissions:
             yield
 
 
-def _device_user(device: DeviceId) -> str:
+def _device_user(device: DeviceId, user: str) -> str:
     own = f"{_ROOT}.d.{parse_device_id(device)}"  # checked again: this text becomes configuration
+    if user != device and _CERTIFICATE_NAME.fullmatch(user.removeprefix(device)) is None:
+        raise InvalidInputError(f"expected {device} or its certificate's name as a user, got {user!r:.100}")
     status = device_topic(device, Channel.STATUS).replace("/", ".")
-    return _user(device, publish=[f"{own}.up.>", status], subscribe=[f"{own}.down", f"{own}.down.>", f"{_ROOT}.a", f"{_ROOT}.a.>", _INBOX])
+    return _user(user, publish=[f"{own}.up.>", status], subscribe=[f"{own}.down", f"{own}.down.>", f"{_ROOT}.a", f"{_ROOT}.a.>", _INBOX])
 
 
 def _user(name: str, *, publish: list[str], subscribe: list[str]) -> str:

@@ -11,6 +11,7 @@ from covey_server.access.guard import Admin, Operator, Viewer
 from covey_server.access.idempotency import Idempotent
 from covey_server.api_deps import Page, PageQuery, PartsDep, ReadSession, WriteSession, check_if_match, problems, with_etag
 from covey_server.devices import service
+from covey_server.devices.certificates import broker_rights
 from covey_server.devices.models import Device, DevicePresence, DeviceState
 from covey_server.devices.views import (
     DeviceDetail,
@@ -74,7 +75,7 @@ def revoke_device(device: DevicePath, actor: Admin, parts: PartsDep) -> DeviceVi
     """Take a device out of the fleet: its broker rights end and its live connection drops at once. Its history stays."""
     with parts.db.begin() as session:
         view = DeviceView.model_validate(service.revoke_device(session, device, actor=actor.name, now=parts.clock()))
-    parts.permissions.apply(service.active_devices(parts.db))
+    parts.permissions.apply(broker_rights(parts.db))
     return view
 
 

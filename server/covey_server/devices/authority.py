@@ -9,6 +9,7 @@
 - Device certificates are for clients only and server certificates for servers only, so that neither can play the other.
 """
 
+import hashlib
 import ipaddress
 import os
 from collections.abc import Iterable
@@ -33,6 +34,7 @@ _CA_YEARS = 10
 _MAX_CSR_CHARS = 16_384
 _MAX_RSA_BITS = 8192  # checking a larger signature is work that a stranger could order
 _BACKDATE = timedelta(hours=1)  # a device's clock may be behind
+_USER_SERIAL_CHARS = 16  # of the serial number in a certificate's DNS name: 64 bits
 _CURVES = (ec.SECP256R1, ec.SECP384R1)
 _HASHES = (hashes.SHA256, hashes.SHA384, hashes.SHA512)
 PublicKey = ec.EllipticCurvePublicKey | rsa.RSAPublicKey
@@ -94,15 +96,40 @@ class FileAuthority:
         """Issue a client certificate. Raises InvalidInputError for a bad CSR or one for another name."""
         parse_new_device_id(device)
         public_key = _checked_key(csr_pem, device)
+        serial = x509.random_serial_number()
+        # A name of its own for each certificate: a broker that knows users only, and no revocation list, can then tell the device's
+        # old certificate from its new one. A device id has no dot, so no device can be called like another one's certificate.
+        user = f"{device}.{serial:x}"[: len(device) + 1 + _USER_SERIAL_CHARS]
         certificate = self._issue(
-            device, public_key, names=[x509.DNSName(device)], use=ExtendedKeyUsageOID.CLIENT_AUTH, days=self._validity.device_days, now=now
+            device,
+            public_key,
+            names=[x509.DNSName(user)],
+            use=ExtendedKeyUsageOID.CLIENT_AUTH,
+            days=self._validity.device_days,
+            now=now,
+            serial=serial,
         )
         return IssuedCertificate(
             pem=certificate.public_bytes(serialization.Encoding.PEM).decode(),
-            serial=f"{certificate.serial_number:x}",
+            serial=f"{serial:x}",
+            user=user,
+            key_digest=_digest_of_key(public_key),
             issued_at=now,
             expires_at=certificate.not_valid_after_utc,
         )
+
+    def key_digest(self, csr_pem: str, *, device: DeviceId) -> str:
+        """sha256 of the public key in a request that is valid for this device. Raises InvalidInputError."""
+        return _digest_of_key(_checked_key(csr_pem, device))
+
+    def sign_revocations(self, serials: Iterable[tuple[str, datetime]], *, now: datetime, next_update: datetime) -> bytes:
+        """The certificate revocation list (PEM) of these serials (hex) and when each was revoked."""
+        builder = x509.CertificateRevocationListBuilder(self._certificate.subject, now - _BACKDATE, next_update)
+        for serial, revoked_at in serials:
+            entry = x509.RevokedCertificateBuilder(int(serial, 16), revoked_at)
+            builder = builder.add_revoked_certificate(entry.build())
+        builder = builder.add_extension(x509.CRLNumber(int(now.timestamp() * 1000)), critical=False)
+        return builder.sign(self._key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
 
     def issue_server_certificate(self, names: Iterable[str], *, role: str, now: datetime) -> KeyFiles:
         """The key and certificate of one of our own listeners (`edge`, `broker`, `superlink`) for these host names and addresses.
@@ -147,6 +174,7 @@ class FileAuthority:
         use: x509.ObjectIdentifier,
         days: int,
         now: datetime,
+        serial: int | None = None,
     ) -> x509.Certificate:
         is_rsa = isinstance(public_key, rsa.RSAPublicKey)
         builder = (
@@ -154,7 +182,7 @@ class FileAuthority:
             .subject_name(_name(common_name))
             .issuer_name(self._certificate.subject)
             .public_key(public_key)
-            .serial_number(x509.random_serial_number())
+            .serial_number(serial or x509.random_serial_number())
             .not_valid_before(now - _BACKDATE)
             .not_valid_after(min(now + timedelta(days=days), self._certificate.not_valid_after_utc))
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
@@ -165,6 +193,10 @@ class FileAuthority:
             .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), critical=False)
         )
         return builder.sign(self._key, hashes.SHA256())
+
+
+def _digest_of_key(key: PublicKey) -> str:
+    return hashlib.sha256(key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)).hexdigest()
 
 
 def _checked_key(csr_pem: str, device: DeviceId) -> PublicKey:

@@ -1,4 +1,4 @@
-"""The edge listener's part for devices: the CA certificate and enrolment. Nobody here has an account yet.
+"""The edge listener's part for devices: the CA certificate, enrolment, renewal by an old key. Nobody here has an account yet.
 
 Enrolment is the one place where a stranger may make the server work, so the rate per address and the size of the body are
 bounded before anything is parsed.
@@ -7,7 +7,7 @@ bounded before anything is parsed.
 import base64
 import json
 import logging
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, Field, ValidationError
@@ -15,7 +15,8 @@ from starlette.concurrency import run_in_threadpool
 
 from covey_server.access.throttle import RateLimit
 from covey_server.api_deps import ApiInput, Problem, parts_of
-from covey_server.devices import service
+from covey_server.devices import certificates, service
+from covey_server.devices.certificates import broker_rights
 from covey_server.errors import InvalidInputError, TooLargeError, UnavailableError
 from covey_server.parts import Parts
 
@@ -23,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 router = APIRouter(prefix="/edge/v1", tags=["edge"])
 MAX_ENROL_BYTES = 65_536
+T = TypeVar("T", bound=BaseModel)
 _RESPONSES: dict[int | str, dict[str, Any]] = {
     status: {"model": Problem, "content": {"application/problem+json": {}}} for status in (401, 403, 409, 413, 422, 429)
 }
@@ -37,6 +39,21 @@ class Enrolment(ApiInput):
     supernode_public_key: str = Field("", max_length=1000, description="OpenSSH text, EC P-384; empty: it will never train")
     profile: str = Field("device", max_length=16)
     agent_version: str = Field("", max_length=64)
+
+
+class ProvenRenewal(ApiInput):
+    """What a device sends whose certificate has expired, or cannot be renewed over MQTT."""
+
+    device: str = Field(max_length=200)
+    serial: str = Field(max_length=64, pattern="^[0-9a-f]+$", description="of the certificate whose key signs")
+    csr: str = Field(max_length=16_384, description="PEM certificate request with CN = the device id, for a fresh key")
+    signature: str = Field(max_length=2000, description="base64; over `covey renewal`, NUL, device, NUL, CSR, by the old key, SHA-256")
+
+
+class RenewedView(BaseModel):
+    """The new certificate."""
+
+    certificate: str = Field(description="PEM")
 
 
 class BrokerAddress(BaseModel):
@@ -74,8 +91,40 @@ async def enrol(request: Request) -> EnrolledView:
     """Exchange a one-time invitation and a certificate request for a certificate. The broker knows the device when this answers."""
     parts = parts_of(request)
     _limit_of(request).take(request.client.host if request.client else "", now=parts.clock())
-    body = _parse(await _read_body(request))
+    body = _parse(await _read_body(request), Enrolment)
     return await run_in_threadpool(_enrol, parts, body)
+
+
+@router.post("/renew", response_model=RenewedView, summary="Renew a device's certificate by its old key", responses=_RESPONSES)
+async def renew(request: Request) -> RenewedView:
+    """For a device that the broker does not let in any more: its certificate has expired, but was never revoked."""
+    parts = parts_of(request)
+    _limit_of(request).take(request.client.host if request.client else "", now=parts.clock())
+    body = _parse(await _read_body(request), ProvenRenewal)
+    return await run_in_threadpool(_renew, parts, body)
+
+
+def _renew(parts: Parts, body: ProvenRenewal) -> RenewedView:
+    with parts.db.begin() as session:
+        certificate = certificates.renew_by_proof(
+            session,
+            body.device,
+            serial=body.serial,
+            csr=body.csr,
+            signature=body.signature,
+            authority=parts.authority,
+            pki=parts.settings.pki,
+            now=parts.clock(),
+        )
+    _let_in(parts, body.device)
+    return RenewedView(certificate=certificate.pem)
+
+
+def _let_in(parts: Parts, device: str) -> None:
+    try:
+        parts.permissions.apply(broker_rights(parts.db))
+    except UnavailableError as exc:  # the device has its certificate; the worker applies the table again, and the device retries
+        logger.error("%s has a certificate, but the broker does not know it yet: %s", device, exc)  # noqa: TRY400 - the message says it all
 
 
 def _enrol(parts: Parts, body: Enrolment) -> EnrolledView:
@@ -92,10 +141,7 @@ def _enrol(parts: Parts, body: Enrolment) -> EnrolledView:
             authority=parts.authority,
             now=parts.clock(),
         )
-    try:
-        parts.permissions.apply(service.active_devices(parts.db))
-    except UnavailableError as exc:  # the device has joined; the worker applies the table again, and the device retries
-        logger.error("%s has enrolled, but the broker does not know it yet: %s", enrolled.device.id, exc)  # noqa: TRY400 - the message says it all
+    _let_in(parts, enrolled.device.id)
     settings = parts.settings
     return EnrolledView(
         device=enrolled.device.id,
@@ -116,14 +162,14 @@ async def _read_body(request: Request) -> bytes:
     return bytes(body)
 
 
-def _parse(body: bytes) -> Enrolment:
+def _parse(body: bytes, kind: type[T]) -> T:
     try:
-        return Enrolment.model_validate(json.loads(body))
+        return kind.model_validate(json.loads(body))
     except ValidationError as exc:
         faults = "; ".join(f"{'.'.join(str(part) for part in fault['loc'])}: {fault['msg']}" for fault in exc.errors())
-        raise InvalidInputError(f"the enrolment is not valid: {faults}") from exc
+        raise InvalidInputError(f"the request is not valid: {faults}") from exc
     except (ValueError, RecursionError) as exc:
-        raise InvalidInputError("expected the enrolment as a JSON object") from exc
+        raise InvalidInputError("expected the request as a JSON object") from exc
 
 
 def _limit_of(request: Request) -> RateLimit:

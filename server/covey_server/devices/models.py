@@ -4,7 +4,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import Column
+from sqlalchemy import BigInteger, Column
 from sqlmodel import Field, SQLModel
 
 from covey_server.clock import utc_now
@@ -52,6 +52,10 @@ class Device(SQLModel, table=True):
     active_slot: str = ""
     deployment_state: str = "idle"  # contract DeploymentState value
     training: str = ""  # run that its trainer works for
+    boot_at: int = Field(default=0, sa_type=BigInteger)  # the newest time, by its own clock, that `boot` has said
+    clone_suspected_at: datetime | None = Field(default=None, sa_type=UtcDateTime)  # two machines speak with its identity
+    decommission: str = ""  # command that asks it to leave the fleet for good
+    decommission_by: datetime | None = Field(default=None, sa_type=UtcDateTime)  # then it is revoked, whether it has answered or not
 
 
 class Invitation(SQLModel, table=True):
@@ -78,8 +82,26 @@ class Certificate(SQLModel, table=True):
     device_id: str = Field(index=True, foreign_key="devices.id")
     issued_at: datetime = Field(sa_type=UtcDateTime)
     expires_at: datetime = Field(sa_type=UtcDateTime)
-    revoked_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
+    revoked_at: datetime | None = Field(default=None, sa_type=UtcDateTime)  # with the device, or retired by a newer one
     pem: str
+    broker_user: str = ""  # its DNS name; empty: the device's id, as certificates had before
+    key_digest: str = ""  # sha256 of its public key
+    request: str = ""  # sha256 of the request that it answers, if it came by MQTT
+    delivered_at: datetime | None = Field(default=None, sa_type=UtcDateTime, index=True)  # the device was told; null: not yet
+    used_at: datetime | None = Field(default=None, sa_type=UtcDateTime)  # first connection by it that the device reported
+
+
+class DeviceBoot(SQLModel, table=True):
+    """One life of an agent process, as the server has heard of it: what tells two machines with one identity apart."""
+
+    __tablename__ = "device_boots"
+    device_id: str = Field(primary_key=True, foreign_key="devices.id")
+    boot: str = Field(primary_key=True)
+    first_at: datetime = Field(sa_type=UtcDateTime)
+    last_at: datetime = Field(sa_type=UtcDateTime)
+    said_at: int = Field(default=0, sa_type=BigInteger)  # newest time by its own clock, ms
+    generation: int = Field(default=-1, sa_type=BigInteger)  # the highest that it reported
+    returns: int = 0  # how often it spoke again after another boot had spoken
 
 
 class QuarantineEntry(SQLModel, table=True):

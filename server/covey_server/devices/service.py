@@ -1,12 +1,12 @@
 """Who belongs to the fleet: invitations, enrolment, revocation, labels, lists.
 
 Enrolment is the only way in, and an invitation the only way to it: one device id, one use, a short life. What changes the
-broker's table (enrolment, revocation) is committed first; the edge that called then applies `active_devices` to the broker.
+broker's table (enrolment, revocation) is committed first; the edge that called then applies `broker_rights` to the broker.
 """
 
 import hmac
 import secrets
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -19,7 +19,7 @@ from covey_contract.topics import Channel, device_topic
 from covey_server import outbox
 from covey_server.access.tokens import hash_secret, new_secret
 from covey_server.audit import service as audit
-from covey_server.db import Database
+from covey_server.devices.certificates import add_certificate
 from covey_server.devices.invitation_token import make_token
 from covey_server.devices.models import Certificate, Device, DevicePresence, DeviceState, Invitation, QuarantineEntry
 from covey_server.devices.rules import check_labels, parse_new_device_id, parse_profile
@@ -131,14 +131,11 @@ def enrol_device(
     issued = authority.sign_request(csr, device=device_id, now=now)
     row = known or Device(id=device_id)
     _start_afresh(row, invitation, now=now)
-    row.certificate_serial, row.certificate_expires_at = issued.serial, issued.expires_at
     row.supernode_public_key, row.agent_version = key, agent_version[:64]
     invitation.used_at = now
     session.add_all([row, invitation])
     session.flush()  # the device's row must stand before its certificate refers to it
-    session.add(
-        Certificate(serial=issued.serial, device_id=device_id, issued_at=issued.issued_at, expires_at=issued.expires_at, pem=issued.pem)
-    )
+    add_certificate(session, row, issued, delivered_at=now)
     audit.record(session, "device.enrolled", actor=f"device:{device_id}", subject=device_id, detail={"serial": issued.serial})
     emit_changed(session, row)
     return Enrolled(row, issued.pem)
@@ -242,18 +239,6 @@ def list_quarantine(session: Session, device: str) -> Sequence[QuarantineEntry]:
     return session.exec(query.order_by(col(QuarantineEntry.at))).all()
 
 
-def active_devices(db: Database) -> Iterator[DeviceId]:
-    """Ids of all active devices, read when the first is asked for.
-
-    Late on purpose: the broker's table is written under a lock, and a list read before the lock was won could undo what
-    another process has applied in between.
-    """
-    with db.read() as session:
-        ids: Iterable[str] = session.exec(select(Device.id).where(Device.state == DeviceState.ACTIVE).order_by(col(Device.id))).all()
-    for device in ids:
-        yield DeviceId(device)
-
-
 def emit_changed(session: Session, device: Device) -> None:
     """Tell the consoles that this device looks different now."""
     outbox.emit(
@@ -299,4 +284,5 @@ def _start_afresh(row: Device, invitation: Invitation, *, now: datetime) -> None
     row.presence, row.presence_at, row.last_seen_at, row.boot = DevicePresence.NEVER, None, None, ""
     row.reported_generation, row.reported, row.supernode_id = -1, {}, ""
     row.serving_model, row.serving_version, row.serving_variant = "", 0, ""
+    row.boot_at, row.clone_suspected_at, row.decommission, row.decommission_by = 0, None, "", None
     row.active_slot, row.deployment_state, row.training = "", "idle", ""

@@ -21,7 +21,7 @@ from covey_server.mqtt.router import Router
 
 logger = logging.getLogger(__name__)
 
-QUEUE_LENGTH = 5 * MAX_ACK_PENDING  # five subscriptions; the broker sends no more than this without acknowledgement
+QUEUE_LENGTH = 6 * MAX_ACK_PENDING  # a subscription for each channel; the broker sends no more than this without acknowledgement
 _MAX_BATCH = 200  # messages in one transaction
 _HAND_OVER_S = 20.0  # shorter than the keepalive's grace, so that a full queue slows the broker down before it drops us
 _RETRY_S = (0.2, 1.0, 5.0)

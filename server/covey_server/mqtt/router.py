@@ -19,7 +19,7 @@ from sqlmodel import Session
 from covey_contract import codec
 from covey_contract.errors import ContractError
 from covey_contract.ids import DeviceId
-from covey_contract.messages import ReadingBatch, Reply, Reported, Status
+from covey_contract.messages import ReadingBatch, Renewal, Reply, Reported, Status
 from covey_contract.topics import Channel, parse_topic
 from covey_server.errors import CoveyServerError
 from covey_server.parts import Parts
@@ -33,6 +33,7 @@ _DECODERS: dict[Channel, Callable[[bytes], Any]] = {
     Channel.REPORTED: lambda payload: codec.decode(payload, Reported),
     Channel.READINGS: lambda payload: codec.decode(payload, ReadingBatch),
     Channel.REPLY: lambda payload: codec.decode(payload, Reply),
+    Channel.RENEW: lambda payload: codec.decode(payload, Renewal),
     Channel.WANT: codec.decode_want,
 }
 

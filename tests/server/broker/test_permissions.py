@@ -6,7 +6,10 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.fakes.nats_broker import running_broker
@@ -21,9 +24,17 @@ from covey_server.broker.files import BrokerFiles
 from covey_server.broker.permissions import NatsPermissions, users_file
 from covey_server.devices.authority import KeyFiles
 from covey_server.errors import InvalidInputError, UnavailableError
+from covey_server.parts import BrokerRight
 from covey_server.settings import BrokerSettings, Settings
 
-DEVICES = [DeviceId("cam-2"), DeviceId("cam-1")]
+FAR = datetime(2036, 1, 1, tzinfo=UTC)
+
+
+def right(device: str, **changes: Any) -> BrokerRight:
+    return replace(BrokerRight(DeviceId(device), device, "", FAR), **changes)
+
+
+DEVICES = [right("cam-2"), right("cam-1")]
 
 
 @pytest.fixture
@@ -38,6 +49,20 @@ def test_a_device_may_publish_and_read_its_own_and_nothing_else() -> None:
     assert 'allowed_connection_types: ["MQTT"]' in line
 
 
+def test_each_certificate_in_force_is_a_user_of_its_own() -> None:
+    old, new = right("cam-1", user="cam-1.0a", revoked_at=FAR), right("cam-1", user="cam-1.0b")
+    table = users_file([old, new])
+    assert '"cam-1.0b"' in table
+    assert '"cam-1.0a"' not in table
+    assert table.count("covey.v1.d.cam-1.up.>") == 1
+
+
+@pytest.mark.parametrize("user", ["cam-2", "cam-1.", "cam-1.x", 'cam-1.0a"', "covey-server", "cam-1.0123456789abcdef0"])
+def test_a_certificates_name_is_checked_before_it_becomes_configuration(user: str) -> None:
+    with pytest.raises(InvalidInputError):
+        users_file([right("cam-1", user=user)])
+
+
 def test_the_table_is_the_same_for_the_same_devices() -> None:
     assert users_file(DEVICES) == users_file([*reversed(DEVICES), DEVICES[0]])
 
@@ -46,7 +71,7 @@ def test_the_table_is_the_same_for_the_same_devices() -> None:
 def test_nothing_but_ids_becomes_configuration(permissions: NatsPermissions, device: str) -> None:
     permissions.apply(DEVICES)
     with pytest.raises(InvalidIdError):
-        permissions.apply([DeviceId(device)])
+        permissions.apply([right(device)])
     assert permissions.files.users.read_text() == users_file(DEVICES)
 
 
@@ -81,7 +106,7 @@ def test_a_process_that_took_the_brokers_pid_is_left_alone(permissions: NatsPerm
 def test_the_list_is_read_while_the_lock_is_held(permissions: NatsPermissions) -> None:
     """A list read before could undo what another process has applied in between."""
 
-    def devices() -> Iterator[DeviceId]:
+    def devices() -> Iterator[BrokerRight]:
         code = "import fcntl, sys; fcntl.flock(open(sys.argv[1], 'w'), fcntl.LOCK_EX | fcntl.LOCK_NB)"
         tried = subprocess.run([sys.executable, "-S", "-c", code, str(permissions.files.lock)], capture_output=True, check=False)
         assert b"BlockingIOError" in tried.stderr
@@ -94,7 +119,7 @@ def test_the_list_is_read_while_the_lock_is_held(permissions: NatsPermissions) -
 def _apply_many(folder: Path, prefix: str) -> None:
     permissions = NatsPermissions(BrokerFiles(folder))
     for count in range(1, 20):
-        permissions.apply([DeviceId(f"{prefix}-{number}") for number in range(count)])
+        permissions.apply([right(f"{prefix}-{number}") for number in range(count)])
 
 
 def test_processes_that_apply_at_once_leave_a_whole_table(tmp_path: Path) -> None:
@@ -103,7 +128,7 @@ def test_processes_that_apply_at_once_leave_a_whole_table(tmp_path: Path) -> Non
         worker.start()
     for worker in workers:
         worker.join(30)
-    tables = {users_file([DeviceId(f"{prefix}-{number}") for number in range(19)]) for prefix in ("api", "worker")}
+    tables = {users_file([right(f"{prefix}-{number}") for number in range(19)]) for prefix in ("api", "worker")}
     assert (tmp_path / "broker" / "users.conf").read_text() in tables
 
 
@@ -112,15 +137,17 @@ def test_a_broker_that_does_not_take_the_table_is_reported_and_asked_again(tmp_p
     require(_installed(), PACKAGE)
     with running_broker(tmp_path, devices=["cam-1"]) as broker:
         assert broker.process.popen is not None
-        slow = NatsPermissions(broker.permissions.files, reload_timeout_s=0.1)
+        files = BrokerFiles.of(broker.settings)
+        slow = NatsPermissions(files, reload_timeout_s=0.1)
+        both = broker.table("cam-1", "cam-2")
         os.kill(broker.process.popen.pid, signal.SIGSTOP)
         try:
             with pytest.raises(UnavailableError):
-                slow.apply(DEVICES)
+                slow.apply(both)
         finally:
             os.kill(broker.process.popen.pid, signal.SIGCONT)
-        assert slow.files.users.read_text() == users_file(DEVICES)  # a broker that restarts now finds a table
-        broker.permissions.apply(DEVICES)
+        assert slow.files.users.read_text() == users_file(both)  # a broker that restarts now finds a table
+        broker.permissions.apply(both)
         broker.connect("cam-2")
 
 

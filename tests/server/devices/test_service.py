@@ -12,6 +12,7 @@ from covey_contract.errors import InvalidIdError
 from covey_contract.messages import Profile
 from covey_server.audit.models import AuditEvent
 from covey_server.devices import service
+from covey_server.devices.certificates import active_devices, broker_rights
 from covey_server.devices.invitation_token import read_token
 from covey_server.devices.models import Certificate, Device, DevicePresence, DeviceState, Invitation
 from covey_server.errors import ConflictError, CoveyServerError, ForbiddenError, InvalidInputError, NotFoundError, UnauthenticatedError
@@ -163,7 +164,7 @@ def test_revoking_takes_everything_away_and_is_recorded(parts: TestParts) -> Non
     assert (device.state, device.presence) == (DeviceState.REVOKED, DevicePresence.OFFLINE)
     with parts.db.read() as session:
         assert session.exec(select(Certificate)).one().revoked_at == parts.clock()
-    assert list(service.active_devices(parts.db)) == []
+    assert active_devices(broker_rights(parts.db)) == []
     desired = sent_messages(parts, "covey/v1/d/cam-1/down/desired")
     assert [(message.payload, message.retain) for message in desired] == [(b"", True)]
 
@@ -177,7 +178,7 @@ def test_a_revoked_id_can_be_taken_by_a_new_machine_that_starts_afresh(parts: Te
     second = enrol(parts, "cam-1")
     assert second.certificate_serial != first.certificate_serial
     assert (second.reported_generation, second.serving_model, second.boot, second.labels) == (-1, "", "", {})
-    assert list(service.active_devices(parts.db)) == ["cam-1"]
+    assert active_devices(broker_rights(parts.db)) == ["cam-1"]
 
 
 def test_revoking_twice_is_no_error_and_an_unknown_device_is(parts: TestParts) -> None:

@@ -13,7 +13,7 @@ from covey_contract.codec import encode
 from covey_contract.errors import StaleMessageError
 from covey_contract.ids import DeviceId
 from covey_contract.limits import MAX_PAYLOAD_BYTES
-from covey_contract.messages import Outcome, Presence, Profile, Reading, ReadingBatch, Reply, Reported, Status
+from covey_contract.messages import Outcome, Presence, Profile, Reading, ReadingBatch, Renewal, Reply, Reported, Status
 from covey_contract.topics import UP_CHANNELS, Channel
 from covey_server import outbox
 from covey_server.errors import ConflictError
@@ -39,6 +39,7 @@ GOOD: dict[Channel, bytes] = {
     Channel.REPORTED: encode(Reported(1, "0.1", Profile.DEVICE, 1)),
     Channel.READINGS: encode(ReadingBatch("e1", 0, [Reading(1, "infer", {"p50_ms": 1.0})])),
     Channel.REPLY: encode(Reply("c1", Outcome.ACCEPTED, 1)),
+    Channel.RENEW: encode(Renewal("a request")),
     Channel.WANT: b'{"type":"want_metadata","id":"w1","name":"metadata/timestamp.json"}',
 }
 

@@ -20,7 +20,7 @@ from covey_server import tables
 from covey_server.db import Database
 from covey_server.devices.models import Device
 from covey_server.errors import NotFoundError
-from covey_server.parts import IssuedCertificate, Parts
+from covey_server.parts import BrokerRight, IssuedCertificate, Parts
 from covey_server.releases.director import FileDirector
 from covey_server.releases.requests import ImportedVariant, ImportSpec
 from covey_server.releases.store import FolderBlobStore
@@ -72,12 +72,15 @@ class NoAuthority:
     def sign_request(self, csr_pem: str, *, device: DeviceId, now: datetime) -> IssuedCertificate:
         raise NotImplementedError(csr_pem, device, now)
 
+    def key_digest(self, csr_pem: str, *, device: DeviceId) -> str:
+        raise NotImplementedError(csr_pem, device)
+
 
 class NoPermissions:
     """Nothing here needs a broker."""
 
-    def apply(self, devices: Iterable[DeviceId]) -> None:
-        del devices
+    def apply(self, rights: Iterable[BrokerRight]) -> None:
+        del rights
 
 
 @dataclass
