@@ -40,6 +40,7 @@ from covey_agent.daemon.nursery import Nursery
 from covey_agent.daemon.orders import Orders
 from covey_agent.daemon.probing import Probing
 from covey_agent.daemon.readings import Readings
+from covey_agent.daemon.renewals import Renewals
 from covey_agent.daemon.replies import Replies
 from covey_agent.daemon.reports import Reports, status_message
 from covey_agent.daemon.runs import Runs
@@ -83,6 +84,7 @@ def run_agent(state_dir: Path, environment: Mapping[str, str]) -> None:
         agent = build_agent(state_dir, settings, identity, database=database, sockets=sockets)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, agent.stop_on_signal)
+        signal.signal(signal.SIGUSR1, agent.renew_on_signal)
         agent.run()
         sockets.close()
     finally:
@@ -132,6 +134,7 @@ def _wire(hub: Hub, kit: Kit, slots: SlotFiles, *, store: SqliteState, database:
     hub.meter = Meter(kit, hub.readings, read_system=_system_reader(kit))
     hub.reports = Reports(kit, hub.build_report)
     hub.replies = Replies(kit, store)
+    hub.renewals = Renewals(kit, replies=hub.replies, audience=hub)
     hub.serving = Serving(kit, sockets, slots)
     hub.probing = Probing(kit, known=hub.state_changed)
     watch = Watch(kit, slots)
@@ -148,7 +151,9 @@ def _wire(hub: Hub, kit: Kit, slots: SlotFiles, *, store: SqliteState, database:
         consent=lambda: load_consent(kit.state_dir),
         epsilon_of=epsilon_of,
     )
-    hub.commands = Commands(kit, replies=hub.replies, runs=hub.runs, deployments=hub.deployments, verifier=verifier, audience=hub)
+    hub.commands = Commands(
+        kit, replies=hub.replies, runs=hub.runs, deployments=hub.deployments, renewals=hub.renewals, verifier=verifier, audience=hub
+    )
     hub.serving.listen(hub)
     hub.deployments.listen(hub)
     staging.listen(hub.deployments, hub.orders.generation_verified)
@@ -159,7 +164,7 @@ def _make_broker(identity: Identity, settings: Settings, post: Post, clock: Cloc
     device = DeviceId(identity.file.device)
     topic = device_topic(device, Channel.STATUS)
     return PahoBroker(
-        identity.broker,
+        identity.address,
         subscriptions=device_subscriptions(device),
         last_words=lambda: status_message(topic, Presence.OFFLINE, boot=boot, at=clock.now_ms()),
         post=post,
@@ -185,6 +190,10 @@ class Agent:
     def stop_on_signal(self, number: int, _frame: FrameType | None) -> None:
         """A signal handler: only puts an event."""
         self._inbox.put(StopAsked(signal.Signals(number).name))
+
+    def renew_on_signal(self, _number: int, _frame: FrameType | None) -> None:
+        """A signal handler: `covey-agent identity renew` asks for a new certificate."""
+        self._inbox.put(ActionDue(self._hub.renewals.force))
 
     def run(self) -> None:
         """Boot, handle events until asked to stop, say goodbye."""
@@ -222,11 +231,12 @@ class Agent:
         self._hub.meter.begin()
         self._hub.orders.reconsider()
         self._hub.probing.begin()
+        self._guard(self._hub.renewals.begin)
 
     def _handle(self, event: InboxEvent) -> None:
         match event:
             case BrokerConnected():
-                self._hub.connected()
+                self._hub.connected(event.certificate)
             case BrokerLost():
                 self._hub.disconnected(event.reason)
             case MessageArrived():

@@ -10,6 +10,8 @@ from covey_agent.core.jobs import ChildEvent
 class BrokerConnected:
     """The broker accepted the connection and the subscriptions were sent."""
 
+    certificate: str = ""  # path of the certificate by which it did
+
 
 @dataclass(frozen=True, slots=True)
 class BrokerLost:

@@ -31,6 +31,10 @@ class Broker(Protocol):
         """Hand over one message with QoS 1. False: not connected or congested, the caller tries again later."""
         ...
 
+    def renew(self) -> None:
+        """Connect anew, if connected, so that a renewed certificate is used; politely, without a last will."""
+        ...
+
     def stop(self) -> None: ...
 
 

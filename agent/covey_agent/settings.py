@@ -22,8 +22,8 @@ ENVIRONMENT_PREFIX = "COVEY_AGENT_"
 DEFAULT_STATE_DIR = "/var/lib/covey-agent"
 
 
-def _setting(default: Any, meaning: str, *, low: float | None = None, high: float | None = None) -> Any:
-    return field(default=default, metadata={"meaning": meaning, "low": low, "high": high})
+def _setting(default: Any, meaning: str, *, low: float | None = None, high: float | None = None, choices: tuple[str, ...] = ()) -> Any:
+    return field(default=default, metadata={"meaning": meaning, "low": low, "high": high, "choices": choices})
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +89,23 @@ class BrokerSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class IdentitySettings:
+    """[identity]"""
+
+    on_expiry: str = _setting(
+        "re-enrol",
+        "an expired certificate: re-enrol renews it by HTTPS with its key, wait leaves it to a person",
+        choices=("re-enrol", "wait"),
+    )
+    allow_wipe: str = _setting(
+        "yes", "whether decommissioning may wipe models, readings and keys here; never the privacy ledger", choices=("yes", "no")
+    )
+    alarm_days: float = _setting(14.0, "an unrenewed certificate with fewer days left raises an alarm, days", low=0)
+    check_interval_s: float = _setting(3600.0, "how often the certificate's age is looked at, seconds", low=0.1, high=86400)
+    retry_first_s: float = _setting(60.0, "a renewal that failed is tried again after this, then twice as long each time, seconds", low=0.1)
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """Everything that is read once at the start."""
 
@@ -98,6 +115,7 @@ class Settings:
     readings: ReadingsSettings = field(default_factory=ReadingsSettings)
     report: ReportSettings = field(default_factory=ReportSettings)
     training: TrainingSettings = field(default_factory=TrainingSettings)
+    identity: IdentitySettings = field(default_factory=IdentitySettings)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +133,7 @@ _TABLES: dict[str, type[Any]] = {
     "readings": ReadingsSettings,
     "report": ReportSettings,
     "training": TrainingSettings,
+    "identity": IdentitySettings,
 }
 _POLICY_KEYS = {"consent", "tasks", "purposes", "hours", "unprotected", "budgets"}
 
@@ -207,6 +226,9 @@ def _load_table(name: str, kind: type[Any], content: object, environment: Mappin
 def _check(name: str, value: object, item: "Field[Any]") -> int | float | str:
     kind: type = type(item.default)
     if kind is str:
+        choices = item.metadata["choices"]
+        if choices and value not in choices:
+            raise UsageError(f"{FILE_NAME}: {name} must be one of {', '.join(choices)}, got {value!r}")
         return str(_expect(value, str, name))
     if isinstance(value, bool) or not isinstance(value, int | float) or (kind is int and not isinstance(value, int)):
         raise UsageError(f"{FILE_NAME}: {name} must be a{'n integer' if kind is int else ' number'}, got {value!r}")

@@ -109,7 +109,7 @@ def fetch_authority(token: Token) -> str:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE  # nothing secret is sent, and the answer is compared with the token's fingerprint
-    status, body = _call(token.url, "GET", "/edge/v1/ca.pem", context=context)
+    status, body = call_edge(token.url, "GET", "/edge/v1/ca.pem", context=context)
     if status != 200:
         raise UnreachableError(f"{token.url} answered {status} when asked for the fleet's CA: is it a Covey server?")
     try:
@@ -136,7 +136,7 @@ def _request_certificate(token: Token, ca_pem: str, folder: Path, profile: Profi
         "profile": profile.value,
         "agent_version": __version__,
     }
-    status, body = _call(token.url, "POST", "/edge/v1/enroll", context=context, body=json.dumps(request).encode("utf-8"))
+    status, body = call_edge(token.url, "POST", "/edge/v1/enroll", context=context, body=json.dumps(request).encode("utf-8"))
     try:
         answer = json.loads(body)
     except ValueError:
@@ -144,9 +144,9 @@ def _request_certificate(token: Token, ca_pem: str, folder: Path, profile: Profi
     if not isinstance(answer, dict):
         answer = {}
     if status >= 500:
-        raise UnreachableError(f"the server failed with {status}: {_problem(answer)}")
+        raise UnreachableError(f"the server failed with {status}: {problem_of(answer)}")
     if status >= 300:
-        raise RefusedByServerError(f"the server refused the enrolment ({status}): {_problem(answer)}")
+        raise RefusedByServerError(f"the server refused the enrolment ({status}): {problem_of(answer)}")
     return answer
 
 
@@ -181,7 +181,8 @@ def _decode_root(answer: Mapping[str, Any]) -> bytes:
     return root
 
 
-def _call(url: str, method: str, path: str, *, context: ssl.SSLContext, body: bytes | None = None) -> tuple[int, bytes]:
+def call_edge(url: str, method: str, path: str, *, context: ssl.SSLContext, body: bytes | None = None) -> tuple[int, bytes]:
+    """One HTTPS call: (status, body). Raises RefusedByServerError for a certificate that is not the fleet's, UnreachableError."""
     parts = urlsplit(url)
     connection = http.client.HTTPSConnection(parts.hostname or "", parts.port or 443, timeout=TIMEOUT_S, context=context)
     try:
@@ -239,6 +240,6 @@ def _text(answer: Mapping[str, Any], key: str) -> str:
     return value
 
 
-def _problem(answer: Mapping[str, Any]) -> str:
+def problem_of(answer: Mapping[str, Any]) -> str:
     """The words of an RFC 9457 problem."""
     return str(answer.get("detail") or answer.get("title") or answer.get("error") or "no reason given")[:300]

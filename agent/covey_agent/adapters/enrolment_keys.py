@@ -30,6 +30,16 @@ def main(arguments: list[str]) -> None:
 
 def make_keys(folder: Path, device: str) -> None:
     """Write device.key (P-256), device.csr for it, supernode.key and supernode.pub (P-384, OpenSSH, as Flower wants them)."""
+    make_device_key(folder, device)
+    node = ec.generate_private_key(ec.SECP384R1())
+    private, plain = serialization.PrivateFormat, serialization.NoEncryption()
+    _write(folder / "supernode.key", node.private_bytes(serialization.Encoding.PEM, private.OpenSSH, plain))
+    public = node.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
+    _write(folder / "supernode.pub", public + b"\n")
+
+
+def make_device_key(folder: Path, device: str) -> None:
+    """Write device.key (P-256) and device.csr, the request for its certificate."""
     key = ec.generate_private_key(ec.SECP256R1())
     request = (
         x509.CertificateSigningRequestBuilder()
@@ -37,19 +47,15 @@ def make_keys(folder: Path, device: str) -> None:
         .add_extension(x509.SubjectAlternativeName([x509.DNSName(device)]), critical=False)
         .sign(key, hashes.SHA256())
     )
-    node = ec.generate_private_key(ec.SECP384R1())
-    private, plain = serialization.PrivateFormat, serialization.NoEncryption()
-    _write(folder / "device.key", key.private_bytes(serialization.Encoding.PEM, private.PKCS8, plain))
+    private = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    _write(folder / "device.key", private)
     _write(folder / "device.csr", request.public_bytes(serialization.Encoding.PEM))
-    _write(folder / "supernode.key", node.private_bytes(serialization.Encoding.PEM, private.OpenSSH, plain))
-    public = node.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
-    _write(folder / "supernode.pub", public + b"\n")
 
 
-def check_certificate(folder: Path, device: str) -> None:
-    """Raise ValueError unless device.crt is for this device and this key, signed by ca.crt, and not expired."""
-    certificate = x509.load_pem_x509_certificate((folder / "device.crt").read_bytes())
-    authority = x509.load_pem_x509_certificate((folder / "ca.crt").read_bytes())
+def check_certificate(folder: Path, device: str, *, pem: bytes | None = None, ca: Path | None = None) -> None:
+    """Raise ValueError unless device.crt (or `pem`) is for this device and this key, signed by ca.crt, and not expired."""
+    certificate = x509.load_pem_x509_certificate((folder / "device.crt").read_bytes() if pem is None else pem)
+    authority = x509.load_pem_x509_certificate((ca or folder / "ca.crt").read_bytes())
     key = serialization.load_pem_private_key((folder / "device.key").read_bytes(), None)
     names = [attribute.value for attribute in certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
     if names != [device]:

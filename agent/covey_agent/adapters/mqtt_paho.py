@@ -36,11 +36,12 @@ STOP_TIMEOUT_S = 2.0
 
 
 class PahoBroker:
-    """One client under the device's own id. `last_words` gives the topic and payload of the offline status."""
+    """One client under the device's own id. `address` says for each attempt, counted from 1, where and by which certificate;
+    `last_words` gives the topic and payload of the offline status."""
 
     def __init__(
         self,
-        address: BrokerAddress,
+        address: Callable[[int], BrokerAddress],
         *,
         subscriptions: Sequence[str],
         last_words: Callable[[], tuple[str, bytes]],
@@ -60,8 +61,10 @@ class PahoBroker:
         self._connected_at = 0.0
         self._stopping = threading.Event()
         self._client = Client(
-            CallbackAPIVersion.VERSION2, client_id=_client_id(address), clean_session=False, protocol=MQTTProtocolVersion.MQTTv311
+            CallbackAPIVersion.VERSION2, client_id=_client_id(address(1)), clean_session=False, protocol=MQTTProtocolVersion.MQTTv311
         )
+        self._context: ssl.SSLContext | None = None
+        self._certificate = ""  # of the present attempt
 
     def start(self) -> None:
         """Connect in the background and stay connected. Unreadable identity files are an error in the log, not the end."""
@@ -72,16 +75,30 @@ class PahoBroker:
         client.on_connect_fail = self._on_connect_fail
         client.on_message = self._on_message
         client.on_pre_connect = self._on_pre_connect
+        address = self._address(1)
         try:
-            client.tls_set_context(self._make_context())
-            self._address.host.encode("idna")  # paho's thread would end of a host name that cannot be one
+            self._context = _make_context(address)
+            client.tls_set_context(self._context)
+            address.host.encode("idna")  # paho's thread would end of a host name that cannot be one
         except (OSError, ssl.SSLError, UnicodeError) as exc:
             logger.exception("the identity cannot be used, so the broker will not be reached")
             self._post(BrokerLost(f"the identity cannot be used: {exc}"))
             return
         self._plan_next_attempt()
-        client.connect_async(self._address.host, self._address.port, keepalive=KEEPALIVE_S)
+        client.connect_async(address.host, address.port, keepalive=KEEPALIVE_S)
         client.loop_start()
+
+    def renew(self) -> None:
+        """Connect anew, if connected, by the certificate that counts now; an attempt under way takes it by itself."""
+        if not self._client.is_connected():
+            return
+        address = self._address(1)
+        self._failures = 0
+        self._client.disconnect()  # politely: the broker sends no last will
+        self._client.loop_stop()
+        self._failures = 1
+        self._client.connect_async(address.host, address.port, keepalive=KEEPALIVE_S)
+        self._client.loop_start()
 
     def publish(self, topic: str, payload: bytes, *, retain: bool = False) -> bool:
         """Hand over one message with QoS 1; False if it is too large, the connection is away, or too much is under way."""
@@ -103,13 +120,6 @@ class PahoBroker:
                 logger.info("the offline status was not sent: %s", exc)
         self._client.disconnect()
 
-    def _make_context(self) -> ssl.SSLContext:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # trusts the fleet's CA and nobody else
-        context.minimum_version = ssl.TLSVersion.TLSv1_2
-        context.load_verify_locations(self._address.ca_file)
-        context.load_cert_chain(self._address.cert_file, self._address.key_file)
-        return context
-
     def _plan_next_attempt(self) -> None:
         """paho doubles a fixed delay; giving it both bounds makes the next wait exactly the one with jitter."""
         self._failures += 1
@@ -119,6 +129,13 @@ class PahoBroker:
     def _on_pre_connect(self, client: Client, _userdata: object) -> None:
         topic, payload = self._last_words()
         client.will_set(topic, payload, qos=1, retain=True)
+        address = self._address(self._failures)
+        if self._context is not None and address.cert_file != self._certificate:
+            try:
+                self._context.load_cert_chain(address.cert_file, address.key_file)  # takes the place of the one before
+                self._certificate = address.cert_file
+            except (OSError, ssl.SSLError) as exc:
+                logger.warning("the certificate %s cannot be used: %s", address.cert_file, exc)
 
     def _on_connect(
         self, client: Client, _userdata: object, _flags: ConnectFlags, reason: ReasonCode, _properties: Properties | None
@@ -128,7 +145,7 @@ class PahoBroker:
             return
         self._connected_at = self._monotonic()
         client.subscribe([(topic, 1) for topic in self._subscriptions])
-        self._post(BrokerConnected())
+        self._post(BrokerConnected(self._certificate))
 
     def _on_disconnect(
         self, _client: Client, _userdata: object, _flags: DisconnectFlags, reason: ReasonCode, _properties: Properties | None
@@ -150,8 +167,16 @@ class PahoBroker:
         self._post(MessageArrived(message.topic, bytes(message.payload)))
 
 
+def _make_context(address: BrokerAddress) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # trusts the fleet's CA and nobody else
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.load_verify_locations(address.ca_file)
+    context.load_cert_chain(address.cert_file, address.key_file)
+    return context
+
+
 def _client_id(address: BrokerAddress) -> str:
     try:
-        return mqtt_client_id(address.device, Path(address.key_file).read_bytes())
+        return mqtt_client_id(address.device, Path(address.session_file or address.key_file).read_bytes())
     except OSError:
         return address.device  # `start` says what is wrong with the file, and does not connect

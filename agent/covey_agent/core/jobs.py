@@ -15,6 +15,7 @@ than msgspec, because the idle agent imports it.
 | workers.train | TrainJob | RoundDecision | TrainReady, AskRound, RoundTrained, TRAIN_ENDED |
 | workers.probe | ProbeJob | - | PROBED |
 | workers.verify | VerifyJob | - | VERIFIED, REJECTED, VERIFY_FAILED |
+| workers.renew | RenewJob | - | RENEWAL_REQUESTED, RENEWAL_INSTALLED, RENEWAL_REFUSED, RENEWAL_FAILED |
 """
 
 from msgspec import Struct, field
@@ -31,6 +32,7 @@ class BrokerAddress(Struct, frozen=True):
     cert_file: str
     key_file: str
     device: str
+    session_file: str = ""  # what client ids are made of; stays when the key is renewed. Empty: the key file
 
 
 # -- deploy ------------------------------------------------------------------------------------------------------------
@@ -266,6 +268,43 @@ class VerifyFailed(Struct, frozen=True, tag="verify_failed"):
     reason: str
 
 
+# -- renew -------------------------------------------------------------------------------------------------------------
+
+
+class RenewJob(Struct, frozen=True, tag="renew_job"):
+    """One step of a renewal: everything that needs cryptography, and every write of a key."""
+
+    step: str  # "request": a fresh key and its request; "install": check and install `certificate`; "online": all of it over HTTPS
+    identity_dir: str
+    device: str
+    url: str = ""  # of the server's edge, for "online"
+    certificate: str = ""  # PEM, for "install"
+
+
+class RenewalRequested(Struct, frozen=True, tag="renewal_requested"):
+    """The request for the pending key, PEM; the same one until a certificate for it is installed."""
+
+    csr: str
+
+
+class RenewalInstalled(Struct, frozen=True, tag="renewal_installed"):
+    """The new key and certificate are complete and are what the next connection tries."""
+
+    generation: Count
+
+
+class RenewalRefused(Struct, frozen=True, tag="renewal_refused"):
+    """The server will not, or what it sent is no certificate for the pending key."""
+
+    reason: str
+
+
+class RenewalFailed(Struct, frozen=True, tag="renewal_failed"):
+    """It could not be done now (network, disk): may be tried again."""
+
+    reason: str
+
+
 ChildEvent = (
     VariantChosen
     | FetchProgress
@@ -285,6 +324,10 @@ ChildEvent = (
     | Verified
     | Rejected
     | VerifyFailed
+    | RenewalRequested
+    | RenewalInstalled
+    | RenewalRefused
+    | RenewalFailed
 )
-Job = DeployJob | CheckJob | InferJob | TrainJob | ProbeJob | VerifyJob
+Job = DeployJob | CheckJob | InferJob | TrainJob | ProbeJob | VerifyJob | RenewJob
 Order = Pause | Resume | Drain | RoundDecision

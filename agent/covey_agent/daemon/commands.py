@@ -8,12 +8,13 @@ import logging
 
 from covey_agent.daemon.deployments import Audience, Deployments
 from covey_agent.daemon.kit import Kit
+from covey_agent.daemon.renewals import Renewals
 from covey_agent.daemon.replies import Replies
 from covey_agent.daemon.runs import Runs
 from covey_agent.daemon.verifying import Verdict, Verifier
 from covey_contract.codec import decode, decode_order
 from covey_contract.errors import ContractError
-from covey_contract.messages import Command, Desired, InviteToRun, Outcome, ReleaseQuarantine, Signed, StopRun
+from covey_contract.messages import Command, Desired, InviteToRun, Outcome, ReleaseQuarantine, RotateCertificate, Signed, StopRun
 
 logger = logging.getLogger(__name__)
 
@@ -21,11 +22,22 @@ logger = logging.getLogger(__name__)
 class Commands:
     """The other end of `down/command`."""
 
-    def __init__(self, kit: Kit, *, replies: Replies, runs: Runs, deployments: Deployments, verifier: Verifier, audience: Audience) -> None:
+    def __init__(
+        self,
+        kit: Kit,
+        *,
+        replies: Replies,
+        runs: Runs,
+        deployments: Deployments,
+        renewals: Renewals,
+        verifier: Verifier,
+        audience: Audience,
+    ) -> None:
         self._kit = kit
         self._replies = replies
         self._runs = runs
         self._deployments = deployments
+        self._renewals = renewals
         self._verifier = verifier
         self._audience = audience
 
@@ -65,6 +77,8 @@ class Commands:
                 if known:
                     self._deployments.lift_quarantine([command.digest])
                 self._reply(command, Outcome.DONE, "" if known else "this digest was not in quarantine here")
+            case RotateCertificate():
+                self._renewals.rotate(command)
             case _:
                 raise ValueError(f"expected a command that the agent carries out itself, got {type(command).__name__}")
 

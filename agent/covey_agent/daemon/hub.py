@@ -16,6 +16,7 @@ from covey_agent.daemon.meter import Meter
 from covey_agent.daemon.orders import Orders
 from covey_agent.daemon.probing import Probing
 from covey_agent.daemon.readings import Readings
+from covey_agent.daemon.renewals import Renewals
 from covey_agent.daemon.replies import Replies
 from covey_agent.daemon.reports import Reports
 from covey_agent.daemon.runs import Runs
@@ -44,6 +45,7 @@ class Hub:
     readings: Readings
     meter: Meter
     reports: Reports
+    renewals: Renewals
 
     def __init__(self, kit: Kit, slots: SlotFiles, live: LiveFile) -> None:
         self._kit = kit
@@ -56,11 +58,12 @@ class Hub:
 
     # -- the connection --
 
-    def connected(self) -> None:
-        """A connection began: say everything that the server may have missed, oldest duty first."""
+    def connected(self, certificate: str) -> None:
+        """A connection began by this certificate: say everything that the server may have missed, oldest duty first."""
         logger.info("connected to the broker")
         self._outages = 0
         self._note_connection(connected=True, reason="")
+        self.renewals.connected(certificate)
         self.reports.connected()
         self.replies.connected()
         self.readings.connected()
@@ -72,6 +75,7 @@ class Hub:
         (logger.warning if self._outages == 1 else logger.debug)("not connected to the broker: %s", reason)
         self.reports.disconnected()
         self.readings.disconnected()
+        self.renewals.disconnected()
         self._note_connection(connected=False, reason=reason)
 
     def stopped(self) -> None:
@@ -95,6 +99,8 @@ class Hub:
                 self.commands.message_came(message.payload)
             case Channel.ACK:
                 self.readings.ack_came(message.payload)
+            case Channel.CERTIFICATE:
+                self.renewals.answer_came(message.payload)
             case _:
                 logger.warning("a message on %s was not expected", message.topic)
 
@@ -177,6 +183,8 @@ class Hub:
             capabilities=self.probing.capabilities,
             policy_hash=self._policy_hash(),
             training=self.runs.training,
+            boot=self._kit.boot,
+            certificate=self.renewals.serial,
         )
 
     def _policy_hash(self) -> str:

@@ -191,7 +191,7 @@ class Connection:
 
 def _client_id(broker: BrokerAddress, role: str) -> str:
     try:
-        return mqtt_client_id(broker.device, Path(broker.key_file).read_bytes(), role)
+        return mqtt_client_id(broker.device, Path(broker.session_file or broker.key_file).read_bytes(), role)
     except OSError as exc:
         raise NetworkError(f"cannot read this device's certificates: {exc}") from exc
 

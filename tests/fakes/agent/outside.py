@@ -30,6 +30,10 @@ from covey_agent.core.jobs import (
     Pause,
     Probed,
     Rejected,
+    RenewalFailed,
+    RenewalInstalled,
+    RenewalRefused,
+    RenewalRequested,
     Resume,
     Staged,
     TrainEnded,
@@ -44,7 +48,22 @@ from covey_contract.codec import decode, encode
 from covey_contract.messages import Command, Desired, Profile, ReadingBatch, ReleaseRef, Reply, Reported, Signed, Status
 from covey_contract.release import Bounds
 
-FINAL = (Staged, DeployRefused, DeployFailed, CheckPassed, CheckFailed, Probed, Verified, Rejected, VerifyFailed, TrainEnded)
+FINAL = (
+    Staged,
+    DeployRefused,
+    DeployFailed,
+    CheckPassed,
+    CheckFailed,
+    Probed,
+    Verified,
+    Rejected,
+    VerifyFailed,
+    TrainEnded,
+    RenewalRequested,
+    RenewalInstalled,
+    RenewalRefused,
+    RenewalFailed,
+)
 DEVICE = "cam-1"
 START = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
 
@@ -77,8 +96,14 @@ class FakeBroker:
         self.is_connected = False
         self.sent: list[tuple[str, bytes, bool]] = []
 
+        self.renewals = 0
+
     def start(self) -> None:
         """Nothing: a test connects."""
+
+    def renew(self) -> None:
+        """Remember that a new certificate is to be tried."""
+        self.renewals += 1
 
     def stop(self) -> None:
         self.is_connected = False
