@@ -30,6 +30,7 @@ from covey_agent.adapters.store_sqlite import DATABASE_NAME, Database, SqliteSta
 from covey_agent.adapters.system_metrics import SystemMetrics
 from covey_agent.core.backoff import reconnect_backoff
 from covey_agent.core.privacy import epsilon_of
+from covey_agent.daemon.aftercare import Aftercare
 from covey_agent.daemon.commands import Commands
 from covey_agent.daemon.deployments import Deployments
 from covey_agent.daemon.hub import Hub
@@ -139,7 +140,8 @@ def _wire(hub: Hub, kit: Kit, slots: SlotFiles, *, store: SqliteState, database:
     hub.probing = Probing(kit, known=hub.state_changed)
     watch = Watch(kit, slots)
     staging = Staging(kit, slots, hub.probing, floor=lambda: hub.orders.floor)
-    hub.deployments = Deployments(kit, slots, serving=hub.serving, staging=staging, watch=watch)
+    aftercare = Aftercare(kit, slots)
+    hub.deployments = Deployments(kit, slots, serving=hub.serving, staging=staging, watch=watch, aftercare=aftercare)
     verifier = Verifier(kit)
     hub.orders = Orders(kit, slots, hub.deployments, verifier=verifier, audience=hub)
     hub.runs = Runs(
@@ -158,6 +160,7 @@ def _wire(hub: Hub, kit: Kit, slots: SlotFiles, *, store: SqliteState, database:
     hub.deployments.listen(hub)
     staging.listen(hub.deployments, hub.orders.generation_verified)
     watch.listen(hub.deployments.happened, hub.deployments.evidence_found)
+    aftercare.listen(hub.deployments.late_evidence_found)
 
 
 def _make_broker(identity: Identity, settings: Settings, post: Post, clock: Clock, *, boot: str) -> Broker:

@@ -36,6 +36,12 @@ class InferenceSettings:
     ready_timeout_s: float = _setting(60.0, "how long a worker may take to load its model, seconds", low=1)
     silence_timeout_s: float = _setting(20.0, "a worker that says nothing for this long hangs and is killed, seconds", low=2)
     max_crashes: int = _setting(1, "deaths of the worker in probation that are evidence against the model", low=1)
+    hang_timeout_s: float = _setting(30.0, "a worker whose model has had one request for this long hangs and is killed, seconds", low=1)
+    proven_crashes: int = _setting(3, "deaths of a proven model's worker within one stretch that send it back to the one before", low=1)
+    proven_stretch_s: float = _setting(600.0, "the stretch over which a proven model is judged, seconds", low=1)
+    control_loss_s: float = _setting(
+        300.0, "a connection that worked before probation and is gone for this long in it sends the model back, seconds; 0: never", low=0
+    )
 
 
 @dataclass(frozen=True, slots=True)

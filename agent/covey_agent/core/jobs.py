@@ -148,6 +148,9 @@ class InferWindow(Struct, frozen=True, tag="infer_window"):
     classes: dict[str, int] = field(default_factory=dict)  # label -> how often it was the answer
     nonfinite: Count = 0  # outputs that held NaN or infinity
     constant_run: Count = 0  # different inputs in a row with the very same output
+    out_of_memory: Count = 0  # of the errors: the runtime found no memory
+    latencies: dict[int, int] = field(default_factory=dict)  # bucket of core/latencies.py -> requests
+    busy_s: float = 0.0  # how long the request that the model has now has been there
     labelled: Count = 0  # feedback received
     labelled_correct: Count = 0
 

@@ -11,6 +11,8 @@ Rules:
   order was refused before anything was staged.
 - A machine that boots again and again without progress is in a loop: BOOTED becomes BOOTED_AGAIN and the deployment is undone.
 - A failure that is the artifact's fault puts its digest in quarantine; being superseded does not.
+- A proven model may still turn bad. As long as the slot that was proven before it has not been ordered to be filled again, LATE_EVIDENCE
+  takes the device back to it, through the same two states, and the verdict of that deployment is told anew.
 - A pair that the table does not list is a bug of the caller: `step` raises UnlistedPairError and the caller reports it.
 """
 
@@ -49,6 +51,8 @@ class Event(Enum):
     NEW_WORKER_FAILED = "new_worker_failed"
     SERVED = "served"  # probation went on for a while without evidence
     EVIDENCE = "evidence"  # the new model is bad
+    CONTROL_LOST = "control_lost"  # the connection to the server, which worked before, has been gone for too long in probation
+    LATE_EVIDENCE = "late_evidence"  # the proven model turned bad, and the one before it is still there
     PROBATION_PASSED = "probation_passed"
     OLD_SERVES = "old_serves"  # the committed slot accepts requests again, or there is none
     OLD_FAILED = "old_failed"  # the committed slot does not start either
@@ -98,6 +102,7 @@ class Deployment:
     boots: int = 0  # since the last progress
     crashes: int = 0  # of the deploy child
     served_s: float = 0.0  # of probation
+    connected_before: bool = False  # the control channel was there when the new model began to serve
     rollback_ms: float | None = None
 
 
@@ -109,6 +114,8 @@ class Machine:
     committed: str = ""  # the slot whose model is proven; "" before the first one
     deployment: Deployment | None = None
     quarantine: tuple[Quarantined, ...] = ()  # here, and not beside it, so that guilt and roll-back are persisted in one write
+    previous: str = ""  # the slot that was proven before; "" if there is none or it is being filled again
+    proven: Deployment | None = None  # the deployment that made `committed` the proven slot
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +132,7 @@ class Happened:
     bytes_received: int = 0
     served_s: float = 0.0
     rollback_ms: float | None = None
+    connected: bool = False  # NEW_WORKER_READY: whether the control channel is there
 
 
 class UnlistedPairError(Exception):
@@ -138,7 +146,16 @@ class UnlistedPairError(Exception):
 
 IN_FLIGHT = frozenset({State.FETCHING, State.VERIFYING, State.STAGED, State.ACTIVATING, State.PROBATION, State.ROLLING_BACK})
 RESTING = frozenset(State) - IN_FLIGHT
-BLAMING = frozenset({Event.DEPLOY_DIED_AGAIN, Event.CHECK_FAILED, Event.NEW_WORKER_FAILED, Event.EVIDENCE, Event.BOOTED_AGAIN})
+BLAMING = frozenset(
+    {
+        Event.DEPLOY_DIED_AGAIN,
+        Event.CHECK_FAILED,
+        Event.NEW_WORKER_FAILED,
+        Event.EVIDENCE,
+        Event.LATE_EVIDENCE,
+        Event.BOOTED_AGAIN,
+    }
+)
 
 Row = tuple[State, tuple[Action, ...]]
 S, E, A = State, Event, Action
@@ -151,9 +168,9 @@ _BEGIN: dict[Event, Row] = {
 
 _ROWS: dict[State, dict[Event, Row]] = {
     S.IDLE: {**_BEGIN, E.BOOTED: (S.IDLE, (A.SERVE, A.REPORT))},
-    S.COMMITTED: {**_BEGIN, E.BOOTED: (S.COMMITTED, (A.SERVE, A.REPORT))},
-    S.ROLLED_BACK: {**_BEGIN, E.BOOTED: (S.ROLLED_BACK, (A.SERVE, A.REPORT))},
-    S.REFUSED: {**_BEGIN, E.BOOTED: (S.REFUSED, (A.SERVE, A.REPORT))},
+    S.COMMITTED: {**_BEGIN, E.BOOTED: (S.COMMITTED, (A.SERVE, A.REPORT)), E.LATE_EVIDENCE: (S.ROLLING_BACK, _UNDO)},
+    S.ROLLED_BACK: {**_BEGIN, E.BOOTED: (S.ROLLED_BACK, (A.SERVE, A.REPORT)), E.LATE_EVIDENCE: (S.ROLLING_BACK, _UNDO)},
+    S.REFUSED: {**_BEGIN, E.BOOTED: (S.REFUSED, (A.SERVE, A.REPORT)), E.LATE_EVIDENCE: (S.ROLLING_BACK, _UNDO)},
     S.FETCHING: {
         E.VARIANT_CHOSEN: (S.FETCHING, (A.REPORT,)),
         E.PROGRESSED: (S.FETCHING, (A.REPORT_PROGRESS,)),
@@ -190,6 +207,7 @@ _ROWS: dict[State, dict[Event, Row]] = {
     S.PROBATION: {
         E.SERVED: (S.PROBATION, ()),
         E.EVIDENCE: (S.ROLLING_BACK, _UNDO),
+        E.CONTROL_LOST: (S.ROLLING_BACK, _UNDO),
         E.PROBATION_PASSED: (S.COMMITTED, (A.COMMIT, A.REPORT)),
         E.SUPERSEDED: (S.ROLLING_BACK, _UNDO),
         E.BOOTED: (S.PROBATION, (A.SERVE, A.WATCH, A.REPORT)),
@@ -217,18 +235,28 @@ def step(machine: Machine, happened: Happened, now: int) -> tuple[Machine, tuple
     deployment = _absorb(counted, event, happened)
     if deployment is not None and (target is not machine.state or event in _BEGIN):
         deployment = replace(deployment, changed_at=now, started_at=deployment.started_at or now)
-    committed = machine.committed
-    if target is State.COMMITTED and event is Event.PROBATION_PASSED and deployment is not None:
-        committed = deployment.slot
+    committed, previous, proven = machine.committed, machine.previous, machine.proven
+    if event is Event.PROBATION_PASSED and deployment is not None:
+        committed, previous, proven = deployment.slot, machine.committed, deployment
+    elif event is Event.ORDERED:
+        previous = ""  # its slot is filled from now on
+    elif event is Event.LATE_EVIDENCE:
+        committed, previous, proven = machine.previous, "", None
     quarantine = machine.quarantine
     if event in BLAMING and target is State.ROLLING_BACK and deployment is not None:
         quarantine = _blame(quarantine, deployment, now)
-    return Machine(state=target, committed=committed, deployment=deployment, quarantine=quarantine), actions
+    after = Machine(state=target, committed=committed, deployment=deployment, quarantine=quarantine, previous=previous, proven=proven)
+    return after, actions
 
 
 def lift_quarantine(machine: Machine, digests: Collection[str]) -> Machine:
     """`machine` without these digests in quarantine. The caller has had the order for it verified."""
     return replace(machine, quarantine=tuple(entry for entry in machine.quarantine if entry.digest not in digests))
+
+
+def can_revert(machine: Machine) -> bool:
+    """Whether there is a way back from the proven model to the one that was proven before it."""
+    return bool(machine.previous) and machine.proven is not None and machine.state in RESTING
 
 
 def serving_slot(machine: Machine) -> str:
@@ -265,6 +293,8 @@ def _absorb(machine: Machine, event: Event, happened: Happened) -> Deployment | 
     """The deployment with what the event brought."""
     if event in _BEGIN:
         return _begin(machine, event, happened)
+    if event is Event.LATE_EVIDENCE:
+        return _reopen(machine, happened)
     deployment = machine.deployment
     if deployment is None:
         return None
@@ -283,6 +313,13 @@ def _begin(machine: Machine, event: Event, happened: Happened) -> Deployment:
         raise ValueError(f"event {event.value} must bring a deployment")
     slot = {Event.ORDERED: free_slot(machine.committed), Event.ALREADY_RUNS: machine.committed}.get(event, "")
     return replace(order, slot=slot, reason=_cut(happened.reason))
+
+
+def _reopen(machine: Machine, happened: Happened) -> Deployment:
+    """The deployment whose success is taken back; whatever was refused since is no longer the latest news."""
+    if machine.proven is None or not machine.previous:
+        raise UnlistedPairError(machine.state, Event.LATE_EVIDENCE)  # no slot to go back to: `can_revert` is asked first
+    return replace(machine.proven, reason=_cut(happened.reason), boots=0, rollback_ms=None)
 
 
 def _choose_variant(deployment: Deployment, happened: Happened) -> Deployment:
@@ -309,6 +346,10 @@ def _survive(deployment: Deployment, happened: Happened) -> Deployment:
     return replace(deployment, served_s=happened.served_s, boots=boots)
 
 
+def _begin_probation(deployment: Deployment, happened: Happened) -> Deployment:
+    return replace(deployment, connected_before=happened.connected)
+
+
 def _return_to_old(deployment: Deployment, happened: Happened) -> Deployment:
     return replace(deployment, rollback_ms=happened.rollback_ms)
 
@@ -321,6 +362,7 @@ _CHANGES = {
     Event.VARIANT_CHOSEN: _choose_variant,
     Event.PROGRESSED: _advance,
     Event.FETCHED: _complete,
+    Event.NEW_WORKER_READY: _begin_probation,
     Event.SERVED: _survive,
     Event.OLD_SERVES: _return_to_old,
     Event.OLD_FAILED: _fail_twice,

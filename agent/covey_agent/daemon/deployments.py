@@ -21,10 +21,12 @@ from covey_agent.core.machine import (
     Happened,
     Machine,
     UnlistedPairError,
+    can_revert,
     lift_quarantine,
     serving_slot,
     step,
 )
+from covey_agent.daemon.aftercare import Aftercare
 from covey_agent.daemon.kit import Kit
 from covey_agent.daemon.serving import Serving
 from covey_agent.daemon.staging import Staging
@@ -37,6 +39,7 @@ KEY_MACHINE = "machine"
 KEY_ORDER = "running_order"
 MAX_OLD_FAILURES = 2  # starts of the old model that fail before the roll-back counts as failed
 PERSIST_RETRY_S = 30.0
+ROLLED_BACK_DRAIN_S = 5.0  # what a guilty worker is given to answer the requests that it has accepted
 _QUIET = frozenset({Event.PROGRESSED, Event.SERVED})  # happen often and lose nothing in a power cut: written without fsync
 
 
@@ -67,12 +70,13 @@ class Audience(Protocol):
 class Deployments:
     """The one deployment of this device, and which slot serves."""
 
-    def __init__(self, kit: Kit, slots: SlotFiles, *, serving: Serving, staging: Staging, watch: Watch) -> None:
+    def __init__(self, kit: Kit, slots: SlotFiles, *, serving: Serving, staging: Staging, watch: Watch, aftercare: Aftercare) -> None:
         self._kit = kit
         self._slots = slots
         self._serving = serving
         self._staging = staging
         self._watch = watch
+        self._aftercare = aftercare
         self._audience: Audience | None = None
         self._evidence_at: float | None = None
         self._old_failures = 0
@@ -128,8 +132,13 @@ class Deployments:
 
     def connected(self) -> None:
         """The broker is back: a deployment that waits to be tried again need not wait any longer."""
+        self._watch.connected()
         if self._kit.timers.is_set("deploy-retry"):
             self._kit.timers.set("deploy-retry", self._kit.random(), self._retry)
+
+    def disconnected(self) -> None:
+        """The broker is gone."""
+        self._watch.disconnected()
 
     def lift_quarantine(self, digests: Collection[str]) -> None:
         """Give these digests another chance; the order for it has been verified."""
@@ -142,7 +151,7 @@ class Deployments:
     def worker_ready(self, slot: str) -> None:
         """A worker has loaded its model."""
         if self.machine.state is DeploymentState.ACTIVATING and self._is_new(slot):
-            self.happened(Happened(Event.NEW_WORKER_READY))
+            self.happened(Happened(Event.NEW_WORKER_READY, connected=self._watch.is_connected))
 
     def worker_accepts(self, slot: str) -> None:
         """A worker accepts requests."""
@@ -156,6 +165,8 @@ class Deployments:
         """What a worker saw; in probation it may be evidence."""
         if self.machine.state is DeploymentState.PROBATION and self._is_new(slot):
             self._watch.window_came(window)
+        elif self.machine.state in RESTING and slot == self.machine.committed:
+            self._aftercare.window_came(self.machine, window)
 
     def worker_ended(self, slot: str, reason: str) -> None:
         """A worker died: what that means depends on which one, and when."""
@@ -174,7 +185,7 @@ class Deployments:
                 self.happened(Happened(Event.OLD_FAILED, reason=reason))
             else:
                 self._serving.restart_later(slot)
-        elif slot == serving_slot(self.machine):
+        elif slot == serving_slot(self.machine) and not (state in RESTING and self._aftercare.worker_died(self.machine, reason)):
             self._serving.restart_later(slot)
         self._tell().state_changed()
 
@@ -183,6 +194,11 @@ class Deployments:
         self._note_evidence()
         event = Event.CHECK_FAILED if self.machine.state is DeploymentState.VERIFYING else Event.EVIDENCE
         self.happened(Happened(event, reason=reason))
+
+    def late_evidence_found(self, reason: str) -> None:
+        """The proven model turned bad, and the one before it is still there."""
+        self._note_evidence()
+        self.happened(Happened(Event.LATE_EVIDENCE, reason=reason))
 
     def _start_deploy(self, machine: Machine) -> None:
         order = self._kit.store.load(KEY_ORDER)
@@ -207,7 +223,7 @@ class Deployments:
         deployment = _running(machine)
         old = machine.committed
         if deployment.slot and deployment.slot != old:
-            self._serving.kill(deployment.slot, "rolled back")
+            self._serving.retire(deployment.slot, within_s=ROLLED_BACK_DRAIN_S)
         if not old or self._slots.note(old) is None:
             self._later(Happened(Event.OLD_SERVES))
         elif self._serving.is_accepting(old):
@@ -228,6 +244,8 @@ class Deployments:
             self._serving.let_accept(slot)
         elif slot:
             self._tell().alarm_raised("slot_unreadable", f"slot {slot} should serve, but what it holds is not complete")
+            if can_revert(machine):
+                self._kit.soon(lambda: self.late_evidence_found(f"what slot {slot} holds is no longer complete"))
 
     def _load(self) -> Machine:
         stored = self._kit.store.load(KEY_MACHINE)
@@ -252,7 +270,7 @@ class Deployments:
         if after.state is not before.state or before.deployment is None or before.deployment.id != deployment.id:
             logger.info("deployment %s is %s%s", deployment.id, after.state.value, f": {deployment.reason}" if deployment.reason else "")
             self._tell().deployment_changed(deployment, after.state)
-        if after.quarantine != before.quarantine:
+        if (after.quarantine, after.committed) != (before.quarantine, before.committed):
             self._slots.save_proven(Proven(committed=after.committed, quarantine=list(after.quarantine)))
         if happened.event is Event.ORDERED:
             self._evidence_at = None

@@ -76,6 +76,7 @@ class Hub:
         self.reports.disconnected()
         self.readings.disconnected()
         self.renewals.disconnected()
+        self.deployments.disconnected()
         self._note_connection(connected=False, reason=reason)
 
     def stopped(self) -> None:

@@ -2,7 +2,8 @@
 
 Rules:
 - The agent owns the listening sockets and lends them to every worker; connections wait in their backlog while workers change.
-- A worker is killed if it does not load in time, falls silent while it should serve, or does not finish draining.
+- A worker is killed if it does not load in time, falls silent while it should serve, has had one request for too long, or does not
+  finish draining.
 - What the end of a worker means is not decided here: `Listener.worker_ended` is told and answers with what to do.
 """
 
@@ -115,14 +116,14 @@ class Serving:
         logger.warning("the worker of slot %s is started again in %.1f s (failure %d)", slot, delay, failures)
         self._kit.timers.set(f"restart:{slot}", delay, lambda: self.start(slot, paused=False))
 
-    def retire(self, slot: str) -> None:
-        """Let it finish what is in flight and end."""
+    def retire(self, slot: str, *, within_s: float = DRAIN_TIMEOUT_S) -> None:
+        """Let it finish what is in flight and end; it is killed if that takes longer."""
         worker = self._detach(slot)
         if worker is None:
             return
         worker.child.send(Drain())
         worker.child.close_input()
-        self._kit.nursery.extend(worker.child, DRAIN_TIMEOUT_S)
+        self._kit.nursery.extend(worker.child, within_s)
 
     def kill(self, slot: str, reason: str) -> None:
         """End it at once and forget it."""
@@ -141,6 +142,9 @@ class Serving:
                 self._is_ready(worker)
             case Accepting():
                 self._shows_life(worker)
+            case InferWindow() if event.busy_s > self._kit.settings.inference.hang_timeout_s:
+                # Its reporting thread lives, its model does not come back.
+                child.kill(f"hangs: one request has been with the model for {event.busy_s:.0f} s")
             case InferWindow():
                 self._shows_life(worker)
                 self._tell().worker_window(worker.slot, event)

@@ -1,4 +1,9 @@
-"""The watch over a model in probation: collects evidence while it serves, and ends with a verdict."""
+"""The watch over a model in probation: collects evidence while it serves, and ends with a verdict.
+
+A release that breaks the device's connection cannot be mended from afar. So a connection that worked before probation must be there at
+its end too: one that is away then, or is gone for `control_loss_s` in between, sends the model back. That is no proof of guilt, since
+networks fail by themselves, so nothing is quarantined for it; a device that was offline before is not judged by it at all.
+"""
 
 import logging
 from collections.abc import Callable
@@ -26,6 +31,9 @@ class Watch:
         self._bounds = Bounds()
         self._evidence = Evidence()
         self._since: float | None = None
+        self._connected = False
+        self._worked_before = False
+        self._lost_at: float | None = None
 
     def listen(self, happened: Callable[[Happened], None], guilty: Callable[[str], None]) -> None:
         """Whom to tell that time was survived or probation passed, and that there is evidence."""
@@ -38,6 +46,30 @@ class Watch:
         self._bounds = self._slots.bounds(deployment.slot)
         self._evidence = Evidence()
         self._since = None
+        self._worked_before = deployment.connected_before
+        self._lost_at = None if self._connected else self._kit.clock.monotonic()
+        self._watch_connection()
+
+    def connected(self) -> None:
+        """The control channel is there."""
+        self._connected, self._lost_at = True, None
+        self._kit.timers.cancel("probation-control")
+        if self._deployment is not None:
+            self._worked_before = True
+            if self._since is not None and not self._kit.timers.is_set("probation-end"):
+                self._end_of_probation()
+
+    def disconnected(self) -> None:
+        """The control channel is gone."""
+        self._connected = False
+        if self._lost_at is None:
+            self._lost_at = self._kit.clock.monotonic()
+            self._watch_connection()
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether the control channel is there."""
+        return self._connected
 
     def worker_accepts(self) -> None:
         """The new model serves: the time runs."""
@@ -67,6 +99,20 @@ class Watch:
         self._deployment = None
         self._kit.timers.cancel("probation-end")
         self._kit.timers.cancel("probation-note")
+        self._kit.timers.cancel("probation-control")
+
+    def _watch_connection(self) -> None:
+        limit_s = self._kit.settings.inference.control_loss_s
+        if self._deployment is not None and self._worked_before and self._lost_at is not None and limit_s > 0:
+            left = self._lost_at + limit_s - self._kit.clock.monotonic()
+            self._kit.timers.set("probation-control", max(0.0, left), self._give_up_connection)
+
+    def _give_up_connection(self) -> None:
+        if self._deployment is not None and not self._connected:
+            limit_s = self._kit.settings.inference.control_loss_s
+            self.end()
+            reason = f"the connection to the server, which worked before, was lost in probation and not back within {limit_s:g} s"
+            self._happened(Happened(Event.CONTROL_LOST, reason=reason))
 
     def _judge(self, *, final: bool = False) -> bool:
         reason = judge(self._evidence, self._bounds, max_crashes=self._kit.settings.inference.max_crashes, final=final)
@@ -77,6 +123,9 @@ class Watch:
 
     def _end_of_probation(self) -> None:
         if self._deployment is not None and self._judge(final=True):
+            if self._kit.timers.is_set("probation-control"):
+                logger.info("probation is over but for the connection, which worked before")
+                return  # `connected` comes back here, or the time for it runs out
             self.end()
             self._happened(Happened(Event.PROBATION_PASSED))
 

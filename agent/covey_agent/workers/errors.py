@@ -2,6 +2,8 @@
 
 from covey_agent.errors import CoveyAgentError
 
+_NO_MEMORY = ("bad_alloc", "bad allocation", "failed to allocate", "out of memory", "unable to allocate", "cannot allocate")
+
 
 class WorkerError(CoveyAgentError):
     """Base of everything that a worker raises on purpose; its text is fit for an operator."""
@@ -32,3 +34,8 @@ class StorageError(WorkerError):
 
 class ModelError(WorkerError):
     """The runtime cannot load or run the artifact."""
+
+    @property
+    def out_of_memory(self) -> bool:
+        """Whether memory was what lacked; runtimes say so in words only."""
+        return any(words in str(self).lower() for words in _NO_MEMORY)

@@ -41,20 +41,20 @@ def main() -> None:
     window = Window()
     start = time.perf_counter()
     try:
-        api = load_api(job, window)
+        api, served = load_api(job, window)
     except ModelError as exc:
         logger.warning("cannot serve slot %s: %s", job.slot, exc)
         raise SystemExit(EXIT_NO_MODEL) from exc
     server = Server(_listeners(job), api.handle, paused=job.paused)
     server.start()
     lines.emit(InferReady(load_ms=(time.perf_counter() - start) * 1000))
-    threading.Thread(target=_report, args=(lines, window, job.window_s), name="window", daemon=True).start()
+    threading.Thread(target=_report, args=(lines, window, served, job.window_s), name="window", daemon=True).start()
     obey(lines, server)
     server.close()
     lines.emit(window.take())
 
 
-def load_api(job: InferJob, window: Window) -> LocalApi:
+def load_api(job: InferJob, window: Window) -> tuple[LocalApi, ServedModel]:
     """Load the slot's model and run it once, so that the first request does not pay for it. Raises ModelError."""
     content = read_slot(Path(job.slot_dir))
     model = load_model(content.model, content.variant, threads=job.threads)
@@ -62,7 +62,7 @@ def load_api(job: InferJob, window: Window) -> LocalApi:
     if inputs.shape[1:] == model.sample_shape:
         model.run(inputs[:1])
     served = ServedModel(model, content.release.labels, window)
-    return LocalApi(content, served, window, slot=job.slot)
+    return LocalApi(content, served, window, slot=job.slot), served
 
 
 def obey(lines: Lines, server: Server) -> None:
@@ -89,10 +89,10 @@ def _listeners(job: InferJob) -> list[Listener]:
     return listeners
 
 
-def _report(lines: Lines, window: Window, every_s: float) -> None:
+def _report(lines: Lines, window: Window, served: ServedModel, every_s: float) -> None:
     while True:
         time.sleep(every_s)
-        lines.emit(window.take())
+        lines.emit(window.take(busy_s=served.busy_s))
 
 
 def _use_one_heap() -> None:

@@ -46,6 +46,13 @@ class ServedModel:
         self._answers: OrderedDict[str, list[str]] = OrderedDict()
         self._prefix = secrets.token_hex(4)  # ids of two workers of one device never meet
         self._count = 0
+        self._began: float | None = None
+
+    @property
+    def busy_s(self) -> float:
+        """How long the model has been at its present request, seconds; 0 if it has none."""
+        began = self._began
+        return 0.0 if began is None else time.perf_counter() - began
 
     @property
     def sample_shape(self) -> tuple[int, ...]:
@@ -60,12 +67,14 @@ class ServedModel:
     def infer(self, batch: Floats) -> Answer:
         """Answer one request. Raises HttpProblemError: 503 when too many wait, 500 by the model's fault."""
         with self._turn():
-            start = time.perf_counter()
+            start = self._began = time.perf_counter()
             try:
                 outputs = self._model.run(batch)
             except ModelError as exc:
-                self._window.failed()
+                self._window.failed(out_of_memory=exc.out_of_memory)
                 raise HttpProblemError(500, f"the model failed: {exc}") from exc
+            finally:
+                self._began = None
             if not np.isfinite(outputs).all():
                 self._window.failed(nonfinite=True)
                 raise HttpProblemError(500, "the model answered NaN or infinity")

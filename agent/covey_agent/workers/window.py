@@ -5,6 +5,7 @@ from collections import Counter, deque
 from dataclasses import dataclass, field
 
 from covey_agent.core.jobs import InferWindow
+from covey_agent.core.latencies import count_latencies
 
 _MAX_LATENCIES = 4096  # of the newest requests in a window: memory stays bounded at any rate
 
@@ -16,6 +17,7 @@ class _Counts:
     errors: int = 0
     rejected: int = 0
     nonfinite: int = 0
+    out_of_memory: int = 0
     constant_run: int = 0
     labelled: int = 0
     labelled_correct: int = 0
@@ -46,13 +48,14 @@ class Window:
             counts.confidences += len(confidences)
             counts.classes.update(labels)
 
-    def failed(self, *, nonfinite: bool = False) -> None:
+    def failed(self, *, nonfinite: bool = False, out_of_memory: bool = False) -> None:
         """A good request was not answered, by the model's fault."""
         with self._lock:
             self.total_requests += 1
             self._counts.requests += 1
             self._counts.errors += 1
             self._counts.nonfinite += nonfinite
+            self._counts.out_of_memory += out_of_memory
 
     def rejected(self) -> None:
         """A request was not answered, by the client's fault or because too many came at once."""
@@ -65,8 +68,8 @@ class Window:
             self._counts.labelled += count
             self._counts.labelled_correct += correct
 
-    def take(self) -> InferWindow:
-        """What happened since the last call."""
+    def take(self, *, busy_s: float = 0.0) -> InferWindow:
+        """What happened since the last call; `busy_s` is how long the model has been at its present request."""
         with self._lock:
             counts, self._counts = self._counts, _Counts()
         latencies = sorted(counts.latencies)
@@ -80,6 +83,9 @@ class Window:
             mean_confidence=counts.confidence / counts.confidences if counts.confidences else 0.0,
             classes=dict(counts.classes),
             nonfinite=counts.nonfinite,
+            out_of_memory=counts.out_of_memory,
+            latencies=count_latencies(latencies),
+            busy_s=busy_s,
             constant_run=counts.constant_run,
             labelled=counts.labelled,
             labelled_correct=counts.labelled_correct,

@@ -29,12 +29,14 @@ NOW = 1_795_000_000_000
 ORDER = Deployment(id="dep-2", generation=2, model="digits", version=2, manifest="m" * 64)
 RUNNING = replace(ORDER, slot="B", artifact="a" * 64, started_at=1, changed_at=1)
 
+PROVEN = replace(ORDER, id="dep-1", generation=1, version=1, slot="A", artifact="b" * 64)
+
 # Written out a second time, by hand: the table is the specification, and a change to it must be made twice.
 EXPECTED = """
 idle          ordered fetching | already_runs committed | order_refused refused | booted idle
-committed     ordered fetching | already_runs committed | order_refused refused | booted committed
-rolled_back   ordered fetching | already_runs committed | order_refused refused | booted rolled_back
-refused       ordered fetching | already_runs committed | order_refused refused | booted refused
+committed     ordered fetching | already_runs committed | order_refused refused | booted committed | late_evidence rolling_back
+rolled_back   ordered fetching | already_runs committed | order_refused refused | booted rolled_back | late_evidence rolling_back
+refused       ordered fetching | already_runs committed | order_refused refused | booted refused | late_evidence rolling_back
 fetching      variant_chosen fetching | progressed fetching | fetched verifying | deploy_refused refused | deploy_failed fetching
 fetching      deploy_died fetching | deploy_died_again rolling_back | retry_due fetching | superseded rolling_back
 fetching      booted fetching | booted_again rolling_back
@@ -43,7 +45,7 @@ staged        activation_begun activating | superseded rolling_back | booted sta
 activating    new_worker_ready probation | new_worker_failed rolling_back | superseded rolling_back
 activating    booted activating | booted_again rolling_back
 probation     served probation | evidence rolling_back | probation_passed committed | superseded rolling_back
-probation     booted probation | booted_again rolling_back
+probation     booted probation | booted_again rolling_back | control_lost rolling_back
 rolling_back  old_serves rolled_back | old_failed rolled_back | booted rolling_back | booted_again rolled_back
 """
 
@@ -59,7 +61,9 @@ def expected_table() -> dict[tuple[S, Event], S]:
 
 
 def machine_in(state: S, *, boots: int = 0, crashes: int = 0) -> Machine:
-    return Machine(state=state, committed="A", deployment=replace(RUNNING, boots=boots, crashes=crashes))
+    """Slot B was proven before A, which deployment dep-1 brought."""
+    deployment = replace(RUNNING, boots=boots, crashes=crashes)
+    return Machine(state=state, committed="A", deployment=deployment, previous="B", proven=PROVEN)
 
 
 @pytest.mark.parametrize("event", list(Event), ids=lambda event: event.value)
@@ -89,7 +93,30 @@ def test_new_release_goes_to_the_slot_that_is_not_proven() -> None:
 def test_only_passing_probation_changes_the_proven_slot() -> None:
     for state, event in TABLE:
         after, _ = step(machine_in(state), Happened(event, deployment=ORDER), NOW)
-        assert after.committed == ("B" if event is E.PROBATION_PASSED else "A"), (state, event)
+        assert after.committed == ("B" if event in {E.PROBATION_PASSED, E.LATE_EVIDENCE} else "A"), (state, event)
+
+
+@pytest.mark.parametrize("state", [S.COMMITTED, S.ROLLED_BACK, S.REFUSED])
+def test_a_proven_model_that_turns_bad_gives_way_to_the_one_before_and_its_verdict_is_reopened(state: S) -> None:
+    after, actions = step(machine_in(state), Happened(E.LATE_EVIDENCE, reason="it keeps dying"), NOW)
+    assert after.deployment is not None
+    assert (after.deployment.id, after.deployment.reason, after.state) == ("dep-1", "it keeps dying", S.ROLLING_BACK)
+    assert (after.committed, after.previous, serving_slot(after)) == ("B", "", "B")
+    assert after.quarantine == (Quarantined(digest="b" * 64, reason="it keeps dying", at=NOW),)
+    assert Action.RESTORE_OLD in actions
+    again, _ = step(after, Happened(E.OLD_SERVES, rollback_ms=3.0), NOW)
+    with pytest.raises(UnlistedPairError):  # once only: there is nothing left to go back to
+        step(again, Happened(E.LATE_EVIDENCE), NOW)
+
+
+def test_the_way_back_ends_when_its_slot_is_ordered_to_be_filled() -> None:
+    after, _ = step(machine_in(S.COMMITTED), Happened(E.ORDERED, deployment=ORDER), NOW)
+    assert (after.previous, after.proven) == ("", PROVEN)
+
+
+def test_a_lost_connection_is_no_guilt() -> None:
+    after, _ = step(machine_in(S.PROBATION), Happened(E.CONTROL_LOST, reason="away"), NOW)
+    assert (after.state, after.quarantine) == (S.ROLLING_BACK, ())
 
 
 def test_new_slot_serves_in_probation_only() -> None:
@@ -167,7 +194,7 @@ def test_reason_is_cut_to_what_the_contract_allows() -> None:
 @given(st.lists(st.sampled_from(list(Event)), max_size=40))
 def test_any_sequence_of_events_and_reboots_leaves_exactly_one_slot_to_serve(events: list[Event]) -> None:
     machine = Machine(state=S.COMMITTED, committed="A")
-    proven = {"A"}
+    proven, previous = {"A"}, ""
     for number, event in enumerate(events):
         order = replace(ORDER, id=f"dep-{number}", artifact=f"{number:064d}")
         try:
@@ -176,8 +203,13 @@ def test_any_sequence_of_events_and_reboots_leaves_exactly_one_slot_to_serve(eve
             continue
         if event is E.PROBATION_PASSED:
             proven = {machine.committed}
+        elif event is E.LATE_EVIDENCE:
+            assert machine.committed == previous != ""
+            proven = {machine.committed}
+        previous = machine.previous
         assert machine.committed in proven
         if machine.deployment is not None and machine.state in IN_FLIGHT:
+            # A model that is being taken back lies in its slot still; that slot is proven no longer.
             assert machine.deployment.slot not in proven, "a proven slot is never filled"
         if machine.state is S.ROLLING_BACK:
             assert Action.RESTORE_OLD in actions

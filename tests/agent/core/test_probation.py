@@ -3,13 +3,14 @@
 import pytest
 
 from covey_agent.core.jobs import InferWindow
+from covey_agent.core.latencies import count_latencies
 from covey_agent.core.probation import Evidence, judge, with_crash, with_window
 from covey_contract.release import Bounds
 
 BOUNDS = Bounds(p95_latency_ms=50.0, max_error_rate=0.05, max_constant_run=50, min_requests=0)
 
 
-def window(**values: float) -> InferWindow:
+def window(**values: float | dict[int, int]) -> InferWindow:
     return InferWindow(**{"requests": 0, "inputs": 0, "errors": 0, **values})  # type: ignore[arg-type]  # each test names real fields
 
 
@@ -25,7 +26,7 @@ def test_silence_is_no_evidence() -> None:
 
 
 def test_good_model_passes() -> None:
-    assert verdict(window(requests=1000, inputs=1000, errors=20, p95_ms=12.0, constant_run=3), final=True) == ""
+    assert verdict(window(requests=1000, inputs=1000, errors=20, latencies=count_latencies([12.0] * 999)), final=True) == ""
 
 
 @pytest.mark.parametrize(
@@ -34,7 +35,8 @@ def test_good_model_passes() -> None:
         (window(requests=20, inputs=20, errors=5), "5 of 20 requests failed"),
         (window(requests=30, inputs=30, nonfinite=6), "6 of 30 outputs held NaN"),
         (window(requests=60, inputs=60, constant_run=51), "51 different inputs in a row"),
-        (window(requests=20, inputs=20, p95_ms=80.0), "p95 latency 80.0 ms"),
+        (window(requests=20, inputs=20, latencies=count_latencies([80.0] * 20)), "p95 latency 81.1 ms"),
+        (window(requests=2, inputs=2, errors=1, out_of_memory=1), "out of memory in 1 of 2 requests"),
     ],
 )
 def test_each_bound_is_held(bad: InferWindow, words: str) -> None:
@@ -47,7 +49,7 @@ def test_one_failed_request_is_not_a_rate_until_the_end() -> None:
 
 
 def test_first_slow_requests_are_forgiven() -> None:
-    assert verdict(window(requests=3, inputs=3, p95_ms=900.0)) == ""
+    assert verdict(window(requests=3, inputs=3, latencies=count_latencies([900.0] * 3))) == ""
     assert verdict(window(requests=3, inputs=3, p95_ms=900.0), window(requests=300, inputs=300, p95_ms=20.0)) == ""
 
 

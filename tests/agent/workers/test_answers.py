@@ -8,6 +8,7 @@ import pytest
 from numpy.typing import NDArray
 
 from covey_agent.core.jobs import InferWindow
+from covey_agent.core.latencies import count_latencies
 from covey_agent.workers.answers import ConstantRun, classify
 from covey_agent.workers.window import Window, percentile
 
@@ -101,7 +102,7 @@ def test_a_window_counts_and_starts_anew() -> None:
     window.labelled(correct=1, count=2)
     assert window.take() == InferWindow(
         requests=102, inputs=200, errors=2, rejected=1, p50_ms=50.0, p95_ms=95.0, mean_confidence=0.75, classes={"a": 100, "b": 100},
-        nonfinite=1, constant_run=6, labelled=2, labelled_correct=1,
+        nonfinite=1, constant_run=6, labelled=2, labelled_correct=1, latencies=count_latencies(float(index) for index in range(100)),
     )  # fmt: skip
     assert window.take() == InferWindow(requests=0, inputs=0, errors=0)
     assert window.total_requests == 102

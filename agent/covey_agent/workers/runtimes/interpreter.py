@@ -8,7 +8,7 @@ from covey_agent.workers.errors import ModelError
 from covey_agent.workers.runtimes.engine import Tensor
 
 # What their bindings raise: a bad file, a missing or refused operator, a wrong shape, a binding built for another numpy.
-_ERRORS = (ValueError, RuntimeError, TypeError, ImportError, SystemError)
+_ERRORS = (ValueError, RuntimeError, TypeError, ImportError, SystemError, MemoryError)
 
 
 class TfliteEngine:
@@ -20,7 +20,7 @@ class TfliteEngine:
             self._interpreter.allocate_tensors()
             source, sink = self._interpreter.get_input_details(), self._interpreter.get_output_details()
         except _ERRORS as exc:
-            raise ModelError(f"the interpreter cannot load {path.name}: {exc}") from exc
+            raise ModelError(f"the interpreter cannot load {path.name}: {exc or 'out of memory'}") from exc
         if len(source) != 1:
             raise ModelError(f"the model has {len(source)} inputs, expected 1")
         self._input, self._output = source[0]["index"], sink[0]["index"]
@@ -37,5 +37,5 @@ class TfliteEngine:
             self._interpreter.invoke()
             output: Tensor = self._interpreter.get_tensor(self._output)
         except _ERRORS as exc:
-            raise ModelError(f"the interpreter cannot run the model: {exc}") from exc
+            raise ModelError(f"the interpreter cannot run the model: {exc or 'out of memory'}") from exc
         return output

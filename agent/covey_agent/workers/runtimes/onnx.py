@@ -13,6 +13,7 @@ from covey_contract.release import TensorSpec
 _ERRORS: tuple[type[Exception], ...] = (
     RuntimeError,
     ValueError,
+    MemoryError,
     *(kind for kind in vars(native).values() if isinstance(kind, type) and issubclass(kind, Exception)),
 )
 _QUIET = 4  # its own logging: fatal only; what matters is raised
@@ -38,7 +39,7 @@ class OnnxEngine:
         try:
             self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except _ERRORS as exc:
-            raise ModelError(f"onnxruntime cannot load {path.name}: {exc}") from exc
+            raise ModelError(f"onnxruntime cannot load {path.name}: {exc or 'out of memory'}") from exc
         inputs = [given.name for given in self._session.get_inputs()]
         if inputs != [spec.name]:
             raise ModelError(f"the model's inputs are {inputs}, the manifest says [{spec.name!r}]")
@@ -50,7 +51,7 @@ class OnnxEngine:
         try:
             output: Tensor = self._session.run(self._output, {self._input: tensor})[0]
         except _ERRORS as exc:
-            raise ModelError(f"onnxruntime cannot run the model: {exc}") from exc
+            raise ModelError(f"onnxruntime cannot run the model: {exc or 'out of memory'}") from exc
         return output
 
 
