@@ -10,7 +10,7 @@ from covey_contract.messages import Profile
 from covey_server.access.guard import Admin, Operator, Viewer
 from covey_server.access.idempotency import Idempotent
 from covey_server.api_deps import Page, PageQuery, PartsDep, ReadSession, WriteSession, check_if_match, problems, with_etag
-from covey_server.devices import service
+from covey_server.devices import clones, service
 from covey_server.devices.certificates import broker_rights
 from covey_server.devices.models import Device, DevicePresence, DeviceState
 from covey_server.devices.views import (
@@ -57,7 +57,7 @@ def list_devices(
 def get_device(device: DevicePath, request: Request, _: Viewer, session: ReadSession) -> Response:
     """A device with its full reported state and its quarantine."""
     row = service.get_device(session, device)
-    return with_etag(request, DeviceDetail.of(row, list(service.list_quarantine(session, row.id))))
+    return with_etag(request, DeviceDetail.of(row, list(service.list_quarantine(session, row.id)), clones.list_boots(session, row.id)))
 
 
 @router.patch("/devices/{device}", response_model=DeviceDetail, summary="Change a device's labels", responses=problems(404, 412, 422))
@@ -65,9 +65,10 @@ def set_labels(device: DevicePath, body: LabelChange, request: Request, actor: O
     """Set, change or remove labels. With If-Match, only if the device is still as you read it."""
     before: Device = service.get_active_device(session, device)
     quarantine = list(service.list_quarantine(session, before.id))
-    check_if_match(request, DeviceDetail.of(before, quarantine))
+    boots = clones.list_boots(session, before.id)
+    check_if_match(request, DeviceDetail.of(before, quarantine, boots))
     row = service.set_labels(session, device, body.labels, actor=actor.name)
-    return with_etag(request, DeviceDetail.of(row, quarantine))
+    return with_etag(request, DeviceDetail.of(row, quarantine, boots))
 
 
 @router.delete("/devices/{device}", summary="Revoke a device", responses=problems(404, 422, 503))

@@ -3,9 +3,10 @@
 from sqlmodel import Session
 
 from covey_contract.ids import DeviceId
-from covey_contract.messages import Renewal, Reported, Status
+from covey_contract.messages import Presence, Renewal, Reported, Status
 from covey_contract.topics import Channel
-from covey_server.devices import certificates, reports, service
+from covey_server.devices import certificates, clones, reports, service
+from covey_server.devices.models import DeviceState
 from covey_server.mqtt.router import Router
 from covey_server.parts import Parts
 
@@ -19,12 +20,24 @@ def register(router: Router) -> None:
 
 def on_status(parts: Parts, session: Session, device: DeviceId, message: Status) -> None:
     """A device, or the broker in its place, tells whether it is connected."""
+    if message.presence is Presence.ONLINE:
+        row = service.get_active_device(session, device)
+        said = clones.Said(message.boot, message.at)
+        clones.note_said(session, row, said, now=parts.clock(), on_clone=parts.settings.pki.on_clone)
+        if row.state is not DeviceState.ACTIVE:
+            return  # revoked just now, as a clone
     reports.note_status(session, device, message, now=parts.clock())
 
 
 def on_reported(parts: Parts, session: Session, device: DeviceId, message: Reported) -> None:
     """A device tells its full state."""
-    row = reports.note_reported(session, device, message, now=parts.clock())
+    now = parts.clock()
+    known = service.get_active_device(session, device)
+    said = clones.Said(message.boot, message.at, message.generation)
+    clones.note_said(session, known, said, now=now, on_clone=parts.settings.pki.on_clone)
+    if known.state is not DeviceState.ACTIVE:
+        return  # revoked just now, as a clone
+    row = reports.note_reported(session, device, message, now=now)
     certificates.note_used(session, row, message.certificate, now=parts.clock())
 
 

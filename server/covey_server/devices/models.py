@@ -52,7 +52,6 @@ class Device(SQLModel, table=True):
     active_slot: str = ""
     deployment_state: str = "idle"  # contract DeploymentState value
     training: str = ""  # run that its trainer works for
-    boot_at: int = Field(default=0, sa_type=BigInteger)  # the newest time, by its own clock, that `boot` has said
     clone_suspected_at: datetime | None = Field(default=None, sa_type=UtcDateTime)  # two machines speak with its identity
     decommission: str = ""  # command that asks it to leave the fleet for good
     decommission_by: datetime | None = Field(default=None, sa_type=UtcDateTime)  # then it is revoked, whether it has answered or not
@@ -102,6 +101,7 @@ class DeviceBoot(SQLModel, table=True):
     said_at: int = Field(default=0, sa_type=BigInteger)  # newest time by its own clock, ms
     generation: int = Field(default=-1, sa_type=BigInteger)  # the highest that it reported
     returns: int = 0  # how often it spoke again after another boot had spoken
+    rewound_at: datetime | None = Field(default=None, sa_type=UtcDateTime)  # its numbers were used before, by another boot
 
 
 class QuarantineEntry(SQLModel, table=True):

@@ -43,7 +43,11 @@ def note_reported(session: Session, device: str, reported: Reported, *, now: dat
     """Write a device's full reported state. Raises StaleMessageError for one that is older than the state known."""
     row = get_active_device(session, device)
     known_at = row.reported.get("at", 0)
-    if is_stale(reported, known_generation=row.reported_generation, known_at=known_at if isinstance(known_at, int) else 0):
+    # The first report of a new boot counts whatever its number: a restored device must not be unheard until it has counted up again.
+    is_new_boot = bool(reported.boot) and reported.boot == row.boot != row.reported.get("boot", "")
+    if not is_new_boot and is_stale(
+        reported, known_generation=row.reported_generation, known_at=known_at if isinstance(known_at, int) else 0
+    ):
         raise StaleMessageError(f"reported generation {reported.generation} of {device}; {row.reported_generation} is known")
     if reported.profile.value != row.profile:
         raise InvalidInputError(f"{device} was enrolled as {row.profile} and reports to be {reported.profile.value}")

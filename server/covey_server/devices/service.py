@@ -284,5 +284,5 @@ def _start_afresh(row: Device, invitation: Invitation, *, now: datetime) -> None
     row.presence, row.presence_at, row.last_seen_at, row.boot = DevicePresence.NEVER, None, None, ""
     row.reported_generation, row.reported, row.supernode_id = -1, {}, ""
     row.serving_model, row.serving_version, row.serving_variant = "", 0, ""
-    row.boot_at, row.clone_suspected_at, row.decommission, row.decommission_by = 0, None, "", None
+    row.clone_suspected_at, row.decommission, row.decommission_by = None, "", None
     row.active_slot, row.deployment_state, row.training = "", "idle", ""

@@ -6,7 +6,7 @@ from typing import Any, Self
 from pydantic import Field
 
 from covey_server.api_deps import ApiInput, ApiView
-from covey_server.devices.models import Device, DevicePresence, DeviceState, Invitation, QuarantineEntry
+from covey_server.devices.models import Device, DeviceBoot, DevicePresence, DeviceState, Invitation, QuarantineEntry
 
 
 class DeviceView(ApiView):
@@ -36,6 +36,17 @@ class QuarantineView(ApiView):
     at: datetime
 
 
+class BootView(ApiView):
+    """One life of a device's agent."""
+
+    boot: str
+    first_at: datetime
+    last_at: datetime
+    generation: int = Field(description="the highest report number")
+    returns: int = Field(description="how often it spoke again after another boot had spoken")
+    rewound_at: datetime | None = Field(description="when it used numbers that another boot had used")
+
+
 class DeviceDetail(DeviceView):
     """A device with all that is known of it."""
 
@@ -44,13 +55,21 @@ class DeviceDetail(DeviceView):
     certificate_expires_at: datetime | None
     reported_generation: int
     reported: dict[str, Any] = Field(description="its full state exactly as it reported it")
+    clone_suspected_at: datetime | None = Field(description="since when two machines speak with its identity; null: they do not")
+    decommission: str = Field(description="the command by which it was asked to leave the fleet for good; empty: it was not")
+    decommission_by: datetime | None = Field(description="when it is revoked, whether it has answered or not")
     quarantine: list[QuarantineView]
+    boots: list[BootView] = Field(description="the lives of its agent that are remembered, the one that spoke last first")
 
     @classmethod
-    def of(cls, device: Device, quarantine: list[QuarantineEntry]) -> Self:
-        """The view of a row and its quarantine."""
-        fields = {name: getattr(device, name) for name in cls.model_fields if name != "quarantine"}
-        return cls(**fields, quarantine=[QuarantineView.model_validate(entry) for entry in quarantine])
+    def of(cls, device: Device, quarantine: list[QuarantineEntry], boots: list[DeviceBoot]) -> Self:
+        """The view of a row, its quarantine and its boots."""
+        fields = {name: getattr(device, name) for name in cls.model_fields if name not in {"quarantine", "boots"}}
+        return cls(
+            **fields,
+            quarantine=[QuarantineView.model_validate(entry) for entry in quarantine],
+            boots=[BootView.model_validate(boot) for boot in boots],
+        )
 
 
 class LabelChange(ApiInput):

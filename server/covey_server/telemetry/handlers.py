@@ -5,6 +5,7 @@ from sqlmodel import Session
 from covey_contract.ids import DeviceId
 from covey_contract.messages import ReadingBatch
 from covey_contract.topics import Channel
+from covey_server.devices import clones
 from covey_server.devices import service as devices
 from covey_server.mqtt.router import Router
 from covey_server.parts import Parts
@@ -22,6 +23,7 @@ def on_readings(parts: Parts, session: Session, device: DeviceId, message: Readi
     now = parts.clock()
     devices.note_seen(session, device, now=now)
     stored = service.store_readings(session, device, message, now=now)
+    clones.note_readings(session, device, message, stored=stored, now=now)
     if not stored:
         return
     for reading in message.readings:

@@ -20,7 +20,6 @@ def upgrade() -> None:
         table.add_column(sa.Column("used_at", UtcDateTime(), nullable=True))
         table.create_index("ix_certificates_delivered_at", ["delivered_at"])
     with op.batch_alter_table("devices") as table:
-        table.add_column(sa.Column("boot_at", sa.BigInteger(), nullable=False, server_default="0"))
         table.add_column(sa.Column("clone_suspected_at", UtcDateTime(), nullable=True))
         table.add_column(sa.Column("decommission", sa.String(), nullable=False, server_default=""))
         table.add_column(sa.Column("decommission_by", UtcDateTime(), nullable=True))
@@ -33,6 +32,7 @@ def upgrade() -> None:
         sa.Column("said_at", sa.BigInteger(), nullable=False),
         sa.Column("generation", sa.BigInteger(), nullable=False),
         sa.Column("returns", sa.Integer(), nullable=False),
+        sa.Column("rewound_at", UtcDateTime(), nullable=True),
         sa.ForeignKeyConstraint(["device_id"], ["devices.id"]),
         sa.PrimaryKeyConstraint("device_id", "boot"),
     )
@@ -42,7 +42,7 @@ def downgrade() -> None:
     """Take them away."""
     op.drop_table("device_boots")
     with op.batch_alter_table("devices") as table:
-        for name in ("decommission_by", "decommission", "clone_suspected_at", "boot_at"):
+        for name in ("decommission_by", "decommission", "clone_suspected_at"):
             table.drop_column(name)
     with op.batch_alter_table("certificates") as table:
         table.drop_index("ix_certificates_delivered_at")
