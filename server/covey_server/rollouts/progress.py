@@ -7,6 +7,7 @@ from datetime import datetime, timedelta
 from sqlmodel import Session, and_, col, or_, select
 
 from covey_contract.ids import DeviceId
+from covey_contract.limits import MAX_REASON_CHARS
 from covey_contract.messages import DeploymentReport, DeploymentState, Reported
 from covey_server.audit.service import record
 from covey_server.parts import Director, Parts
@@ -38,8 +39,12 @@ def note_report(session: Session, device_id: DeviceId, reported: Reported, *, no
     if part is None:
         return None
     is_way_back = part.deployment_id != report.deployment
+    was = part.state
     if _note_way_back(part, report, now) if is_way_back else _note_deployment(session, part, report, now):
-        tell(session, get_rollout(session, part.rollout_id), device=device_id)
+        rollout = get_rollout(session, part.rollout_id)
+        if (was, part.state) == (RolloutDeviceState.SUCCEEDED, RolloutDeviceState.FAILED):
+            _reopen(session, rollout, part, now=now)
+        tell(session, rollout, device=device_id)
     return part.rollout_id
 
 
@@ -99,17 +104,6 @@ def _note_deployment(session: Session, part: RolloutDevice, report: DeploymentRe
     state = next_state(part.state, report.state)
     if part.revert_deployment_id and state is RolloutDeviceState.FAILED and part.state in OPEN_STATES:
         state = RolloutDeviceState.SKIPPED  # it gave up because it was told to, not because the release is bad
-    if part.state is RolloutDeviceState.SUCCEEDED and state is RolloutDeviceState.FAILED:
-        detail = f"{report.model}/{report.version} was given up after it had been committed: {report.reason}"
-        raise_alert(
-            session,
-            "device_rolled_back",
-            severity=Severity.WARNING,
-            detail=detail,
-            device=part.device_id,
-            subject=part.rollout_id,
-            now=now,
-        )
     part.state = state
     part.deployment_state, part.reason, part.heard_at = report.state.value, report.reason, now
     part.variant, part.variant_reason = report.variant, report.variant_reason
@@ -119,6 +113,23 @@ def _note_deployment(session: Session, part: RolloutDevice, report: DeploymentRe
     if before[1:3] != (part.deployment_state, part.chunks_done):
         part.progressed_at = now
     return before != (part.state, part.deployment_state, part.chunks_done, part.reason)
+
+
+def _reopen(session: Session, rollout: Rollout, part: RolloutDevice, *, now: datetime) -> None:
+    """A device took back a success. A running rollout halts by its own rules; a completed one says so, and is an operator's to judge:
+    weeks later, one bad disk must not take a whole fleet back."""
+    name = name_of(get_release(session, rollout.release_id))
+    detail = f"{name} was given up after it had been committed: {part.reason}"
+    raise_alert(session, "device_rolled_back", severity=Severity.WARNING, detail=detail, device=part.device_id, subject=rollout.id, now=now)
+    if rollout.state is not RolloutState.COMPLETED:
+        return
+    decision, why = _judge(session, rollout, part.phase)
+    rollout.reason = f"reopened: {part.device_id} went back after its success: {part.reason}"[:MAX_REASON_CHARS]
+    record(session, "rollout.reopened", actor="system", subject=rollout.id, detail={"device": part.device_id, "reason": part.reason})
+    if decision is Decision.HALT:  # as many as would have halted it
+        phase = rollout.phases[part.phase]["name"]
+        detail = f"after it was completed, phase {phase}: {why}"
+        raise_alert(session, "rollout_reopened", severity=Severity.CRITICAL, detail=detail, subject=rollout.id, now=now)
 
 
 def _note_way_back(part: RolloutDevice, report: DeploymentReport, now: datetime) -> bool:

@@ -219,15 +219,29 @@ def test_a_success_that_rolls_back_later_halts(fleet: Fleet) -> None:
     assert fleet.state(rollout) is RolloutState.HALTED
 
 
-def test_a_rollback_after_completion_raises_an_alert_and_changes_the_part(fleet: Fleet) -> None:
+def test_a_rollback_after_completion_reopens_the_verdict(fleet: Fleet) -> None:
     rollout = fleet.rollout(fleet.release(b"v1"))
     for device in ("pi-1", "pi-2", "pi-3"):
         fleet.report(device, D.COMMITTED)
+    fleet.report("pi-2", D.ROLLING_BACK, reason="late")
     fleet.report("pi-2", D.ROLLED_BACK, reason="late")
-    assert fleet.state(rollout) is RolloutState.COMPLETED
+    assert fleet.state(rollout) is RolloutState.COMPLETED, "one bad disk must not take a whole fleet back"
     assert fleet.states(rollout)["pi-2"] is S.FAILED
+    assert fleet.reason(rollout) == "reopened: pi-2 went back after its success: late"
     with fleet.parts.db.read() as session:
-        assert session.exec(select(Alert)).one().what == "device_rolled_back"
+        assert sorted(alert.what for alert in session.exec(select(Alert))) == ["device_rolled_back", "rollout_reopened"]
+        assert session.exec(select(AuditEvent).where(AuditEvent.action == "rollout.reopened")).one().subject == rollout
+    assert fleet.desired("pi-1").release is not None
+
+
+def test_fewer_reversions_than_the_phase_allows_are_told_by_a_warning_only(fleet: Fleet) -> None:
+    rollout = fleet.rollout(fleet.release(b"v1"), phases=[{"name": "all", "max_failures": 1}])
+    for device in ("pi-1", "pi-2", "pi-3"):
+        fleet.report(device, D.COMMITTED)
+    fleet.report("pi-2", D.ROLLED_BACK, reason="late")
+    assert "pi-2" in fleet.reason(rollout)
+    with fleet.parts.db.read() as session:
+        assert [alert.what for alert in session.exec(select(Alert))] == ["device_rolled_back"]
 
 
 def test_a_silent_device_counts_as_failed(fleet: Fleet) -> None:
