@@ -33,6 +33,7 @@ from covey_agent.core.privacy import epsilon_of
 from covey_agent.daemon.aftercare import Aftercare
 from covey_agent.daemon.commands import Commands
 from covey_agent.daemon.deployments import Deployments
+from covey_agent.daemon.health import HealthHook
 from covey_agent.daemon.hub import Hub
 from covey_agent.daemon.kit import Kit
 from covey_agent.daemon.live import LiveFile
@@ -138,7 +139,8 @@ def _wire(hub: Hub, kit: Kit, slots: SlotFiles, *, store: SqliteState, database:
     hub.renewals = Renewals(kit, replies=hub.replies, audience=hub)
     hub.serving = Serving(kit, sockets, slots)
     hub.probing = Probing(kit, known=hub.state_changed)
-    watch = Watch(kit, slots)
+    hub.health = HealthHook(kit, about=hub.about_serving, alarm=hub.alarm_raised)
+    watch = Watch(kit, slots, hub.health)
     staging = Staging(kit, slots, hub.probing, floor=lambda: hub.orders.floor)
     aftercare = Aftercare(kit, slots)
     hub.deployments = Deployments(kit, slots, serving=hub.serving, staging=staging, watch=watch, aftercare=aftercare)
@@ -234,6 +236,7 @@ class Agent:
         self._hub.meter.begin()
         self._hub.orders.reconsider()
         self._hub.probing.begin()
+        self._hub.health.begin()
         self._guard(self._hub.renewals.begin)
 
     def _handle(self, event: InboxEvent) -> None:

@@ -45,6 +45,16 @@ class InferenceSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class HealthSettings:
+    """[health]"""
+
+    command: str = _setting("", "your health hook, an executable with its arguments; exit code 0: healthy; empty: none")
+    interval_s: float = _setting(10.0, "how often the hook is asked, seconds", low=1)
+    timeout_s: float = _setting(5.0, "how long the hook may take, seconds", low=0.1)
+    failures: int = _setting(2, "failures of the hook in a row that are evidence against a model in probation", low=1)
+
+
+@dataclass(frozen=True, slots=True)
 class DeploySettings:
     """[deploy]"""
 
@@ -118,6 +128,7 @@ class Settings:
     broker: BrokerSettings = field(default_factory=BrokerSettings)
     inference: InferenceSettings = field(default_factory=InferenceSettings)
     deploy: DeploySettings = field(default_factory=DeploySettings)
+    health: HealthSettings = field(default_factory=HealthSettings)
     readings: ReadingsSettings = field(default_factory=ReadingsSettings)
     report: ReportSettings = field(default_factory=ReportSettings)
     training: TrainingSettings = field(default_factory=TrainingSettings)
@@ -136,6 +147,7 @@ _TABLES: dict[str, type[Any]] = {
     "broker": BrokerSettings,
     "inference": InferenceSettings,
     "deploy": DeploySettings,
+    "health": HealthSettings,
     "readings": ReadingsSettings,
     "report": ReportSettings,
     "training": TrainingSettings,

@@ -15,6 +15,7 @@ than msgspec, because the idle agent imports it.
 | workers.train | TrainJob | RoundDecision | TrainReady, AskRound, RoundTrained, TRAIN_ENDED |
 | workers.probe | ProbeJob | - | PROBED |
 | workers.verify | VerifyJob | - | VERIFIED, REJECTED, VERIFY_FAILED |
+| workers.hook | HookJob | - | HOOK_ENDED |
 | workers.renew | RenewJob | - | RENEWAL_REQUESTED, RENEWAL_INSTALLED, RENEWAL_REFUSED, RENEWAL_FAILED |
 """
 
@@ -308,6 +309,24 @@ class RenewalFailed(Struct, frozen=True, tag="renewal_failed"):
     reason: str
 
 
+# -- hook --------------------------------------------------------------------------------------------------------------
+
+
+class HookJob(Struct, frozen=True, tag="hook_job"):
+    """Run the device owner's health hook once."""
+
+    command: list[str]
+    environment: dict[str, str]  # added to the agent's own
+    timeout_s: float
+
+
+class HookEnded(Struct, frozen=True, tag="hook_ended"):
+    """What it said."""
+
+    healthy: bool
+    reason: str = ""
+
+
 ChildEvent = (
     VariantChosen
     | FetchProgress
@@ -331,6 +350,7 @@ ChildEvent = (
     | RenewalInstalled
     | RenewalRefused
     | RenewalFailed
+    | HookEnded
 )
-Job = DeployJob | CheckJob | InferJob | TrainJob | ProbeJob | VerifyJob | RenewJob
+Job = DeployJob | CheckJob | InferJob | TrainJob | ProbeJob | VerifyJob | RenewJob | HookJob
 Order = Pause | Resume | Drain | RoundDecision

@@ -10,6 +10,7 @@ from covey_agent.core.policy import policy_hash
 from covey_agent.core.slots import SLOTS, report_slot
 from covey_agent.daemon.commands import Commands
 from covey_agent.daemon.deployments import Deployments
+from covey_agent.daemon.health import HealthHook
 from covey_agent.daemon.kit import Kit
 from covey_agent.daemon.live import Live, LiveFile
 from covey_agent.daemon.meter import Meter
@@ -44,6 +45,7 @@ class Hub:
     commands: Commands
     readings: Readings
     meter: Meter
+    health: HealthHook
     reports: Reports
     renewals: Renewals
 
@@ -161,6 +163,21 @@ class Hub:
         """Something needs a look."""
         logger.warning("alarm %s: %s", what, detail)
         self.readings.add("alarm", {"what": what, "detail": detail}, priority=Priority.ALARM)
+
+    def about_serving(self) -> dict[str, str]:
+        """What serves now, as the health hook is told it."""
+        machine = self.deployments.machine
+        slot = serving_slot(machine)
+        note = self._slots.note(slot) if slot else None
+        return {
+            "COVEY_DEVICE": self._kit.identity.file.device,
+            "COVEY_STATE_DIR": str(self._kit.state_dir),
+            "COVEY_SLOT": slot,
+            "COVEY_MODEL": note.model if note else "",
+            "COVEY_VERSION": str(note.version) if note else "",
+            "COVEY_VARIANT": note.variant if note else "",
+            "COVEY_DEPLOYMENT_STATE": machine.state.value,
+        }
 
     # -- the reported state --
 

@@ -12,6 +12,7 @@ from covey_agent.adapters.slot_files import SlotFiles
 from covey_agent.core.jobs import InferWindow
 from covey_agent.core.machine import Deployment, Event, Happened
 from covey_agent.core.probation import Evidence, judge, with_crash, with_window
+from covey_agent.daemon.health import HealthHook
 from covey_agent.daemon.kit import Kit
 from covey_contract.release import Bounds
 
@@ -22,9 +23,10 @@ NOTE_INTERVAL_S = 30.0  # how often the time survived is written, so that a rebo
 class Watch:
     """One probation at a time. Its time runs only while the new worker accepts requests."""
 
-    def __init__(self, kit: Kit, slots: SlotFiles) -> None:
+    def __init__(self, kit: Kit, slots: SlotFiles, health: HealthHook) -> None:
         self._kit = kit
         self._slots = slots
+        self._health = health
         self._happened: Callable[[Happened], None] = _nobody
         self._guilty: Callable[[str], None] = _nobody
         self._deployment: Deployment | None = None
@@ -76,6 +78,7 @@ class Watch:
         if self._deployment is None or self._since is not None:
             return
         self._since = self._kit.clock.monotonic()
+        self._health.probation_begins(self._hook_failed)
         left = max(0.0, self._deployment.probation_s - self._deployment.served_s)
         self._kit.timers.set("probation-end", left, self._end_of_probation)
         self._kit.timers.set("probation-note", NOTE_INTERVAL_S, self._note_time)
@@ -100,6 +103,12 @@ class Watch:
         self._kit.timers.cancel("probation-end")
         self._kit.timers.cancel("probation-note")
         self._kit.timers.cancel("probation-control")
+        self._health.probation_ends()
+
+    def _hook_failed(self, reason: str) -> None:
+        if self._deployment is not None:
+            self.end()
+            self._guilty(reason)
 
     def _watch_connection(self) -> None:
         limit_s = self._kit.settings.inference.control_loss_s
