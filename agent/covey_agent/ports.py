@@ -132,7 +132,7 @@ class ReadingStore(Protocol):
 
 
 class Sockets(Protocol):
-    """The listening sockets of the local API, which outlive every worker."""
+    """The listening sockets of the local API, and the queue between its workers; they outlive every worker."""
 
     @property
     def unix_fd(self) -> int: ...
@@ -142,5 +142,8 @@ class Sockets(Protocol):
 
     @property
     def token(self) -> str: ...
+
+    @property
+    def handover_fds(self) -> tuple[int, int]: ...
 
     def close(self) -> None: ...

@@ -1,5 +1,6 @@
 """The local API's listening sockets. The agent owns them and lends them to workers, so that connections queue in the backlog while
-one worker takes over from another, and no application ever sees a refused connection."""
+one worker takes over from another, and no application ever sees a refused connection. Open connections that are idle then go from worker
+to worker through a pair of sockets which the agent owns as well."""
 
 import os
 import secrets
@@ -21,6 +22,8 @@ class ListeningSockets:
         self._unix = unix
         self._tcp = tcp
         self._token = token
+        # A stream, because the kernel bounds its queue by bytes: a queue of datagrams often holds ten.
+        self._put, self._take = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
 
     @classmethod
     def open(cls, run_dir: Path, *, tcp_port: int = 0) -> "ListeningSockets":
@@ -51,9 +54,15 @@ class ListeningSockets:
         """What a request on TCP must present; empty without TCP."""
         return self._token
 
+    @property
+    def handover_fds(self) -> tuple[int, int]:
+        """Where workers put idle connections, and where they take them from."""
+        return self._put.fileno(), self._take.fileno()
+
     def close(self) -> None:
         """Stop listening; the socket file stays, since the next agent replaces it."""
-        self._unix.close()
+        for sock in (self._unix, self._put, self._take):
+            sock.close()
         if self._tcp:
             self._tcp.close()
 

@@ -125,6 +125,8 @@ class InferJob(Struct, frozen=True, tag="infer_job"):
     unix_fd: int  # inherited listening Unix socket
     tcp_fd: int = -1  # inherited listening loopback socket, -1: none
     token: str = ""  # required on TCP if set
+    handover_put_fd: int = -1  # inherited: where a paused worker leaves its idle connections, -1: nowhere
+    handover_take_fd: int = -1  # inherited: where the one that accepts takes them from
     threads: int = 1
     window_s: float = 1.0  # how often InferWindow is sent
     paused: bool = False  # start without accepting; Resume follows

@@ -85,10 +85,12 @@ class Serving:
             unix_fd=self._sockets.unix_fd,
             tcp_fd=self._sockets.tcp_fd,
             token=self._sockets.token,
+            handover_put_fd=self._sockets.handover_fds[0],
+            handover_take_fd=self._sockets.handover_fds[1],
             threads=settings.threads,
             paused=paused,
         )
-        fds = [fd for fd in (self._sockets.unix_fd, self._sockets.tcp_fd) if fd >= 0]
+        fds = [fd for fd in (self._sockets.unix_fd, self._sockets.tcp_fd, *self._sockets.handover_fds) if fd >= 0]
         child = self._kit.nursery.start(
             self, "infer", job, deadline_s=settings.ready_timeout_s, pass_fds=fds, memory_limit_mb=settings.memory_limit_mb
         )

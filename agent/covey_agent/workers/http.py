@@ -66,6 +66,11 @@ class Wire:
         self._buffer = b""
         self._deadline = 0.0
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether a part of the next request is here already."""
+        return bool(self._buffer)
+
     def wait(self) -> bool:
         """Block until a request begins; False if the peer (or `shutdown`) ended the connection. Raises TimeoutError when idle."""
         if not self._buffer:

@@ -20,6 +20,7 @@ from covey_agent.workers.lines import Lines
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 from covey_agent.workers.golden import read_golden
+from covey_agent.workers.handover import Handover
 from covey_agent.workers.localapi import LocalApi
 from covey_agent.workers.runtimes import load_model
 from covey_agent.workers.served import ServedModel
@@ -45,7 +46,8 @@ def main() -> None:
     except ModelError as exc:
         logger.warning("cannot serve slot %s: %s", job.slot, exc)
         raise SystemExit(EXIT_NO_MODEL) from exc
-    server = Server(_listeners(job), api.handle, paused=job.paused)
+    handover = Handover(job.handover_put_fd, job.handover_take_fd) if job.handover_put_fd >= 0 else None
+    server = Server(_listeners(job), api.handle, handover=handover, paused=job.paused)
     server.start()
     lines.emit(InferReady(load_ms=(time.perf_counter() - start) * 1000))
     threading.Thread(target=_report, args=(lines, window, served, job.window_s), name="window", daemon=True).start()

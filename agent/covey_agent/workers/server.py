@@ -2,14 +2,16 @@
 
 - One thread accepts; each connection has a thread, so that a request goes from socket to model to socket without a switch. There
   are at most `max_connections`; at the limit, the one idle for longest is closed, and who is not accepted waits in the kernel.
-- Pause: stop accepting; whatever is asked on open connections is answered with `Connection: close`; connections that ask nothing
-  within a short grace are closed. The other worker, which listens on the same sockets, gets them when they come back.
-- An idle connection is ended by shutting down its reading side: a request that had arrived is still read and answered, and on a
-  Unix socket one that had not fails while being sent, so no request is lost in between.
+- Pause: stop accepting; finish what is under way; hand every connection that is idle then to the worker that accepts (handover.py). The
+  application's connection lives on, and a request that it sends meanwhile is read by the other worker, so none can be lost.
+- Without a hand-over, or when its queue is full: whatever is asked on open connections is answered with `Connection: close`, and
+  connections that ask nothing within a short grace are ended by shutting down their reading side. A request that had arrived is
+  still read and answered, and on a Unix socket one that had not fails while being sent.
 """
 
 import hmac
 import logging
+import os
 import select
 import socket
 import threading
@@ -17,10 +19,13 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 
+from covey_agent.workers.handover import Handover
 from covey_agent.workers.http import HttpProblemError, Request, Response, Wire
 
 Handler = Callable[[Request, Callable[[], bytearray]], Response]
+Source = Callable[[], tuple[socket.socket, int] | None]  # a connection and the number of its listener; None: another worker was faster
 logger = logging.getLogger(__name__)
 _STACK_BYTES = 1024 * 1024
 
@@ -46,9 +51,18 @@ class ServerSettings:
 class Server:
     """Serves until `drain`."""
 
-    def __init__(self, listeners: list[Listener], handle: Handler, *, settings: ServerSettings | None = None, paused: bool = False) -> None:
+    def __init__(
+        self,
+        listeners: list[Listener],
+        handle: Handler,
+        *,
+        handover: Handover | None = None,
+        settings: ServerSettings | None = None,
+        paused: bool = False,
+    ) -> None:
         self._listeners = listeners
         self._handle = handle
+        self._handover = handover
         self._settings = settings or ServerSettings()
         self._paused = paused
         self._paused_at = time.monotonic()
@@ -58,6 +72,7 @@ class Server:
         self._changed = threading.Condition()
         self._wake_out, self._wake_in = socket.socketpair()
         self._wake_in.setblocking(False)
+        self._pause_fd = os.eventfd(int(paused), os.EFD_NONBLOCK)  # readable while paused: wakes every idle connection at once
         for listener in listeners:
             # Shared with the other worker: between poll and accept it may take the connection, and accept must not block then.
             listener.sock.setblocking(False)
@@ -71,6 +86,8 @@ class Server:
     def pause(self) -> None:
         """Stop accepting and make clients move on."""
         with self._changed:
+            if not self._paused:
+                os.eventfd_write(self._pause_fd, 1)
             self._paused = True
             self._paused_at = time.monotonic()
         self._wake()
@@ -78,6 +95,8 @@ class Server:
     def resume(self) -> None:
         """Accept again."""
         with self._changed:
+            if self._paused:
+                os.eventfd_read(self._pause_fd)
             self._paused = False
         self._wake()
 
@@ -95,6 +114,9 @@ class Server:
             self._acceptor.join()
         for sock in (self._wake_in, self._wake_out, *(listener.sock for listener in self._listeners)):
             sock.close()
+        if self._handover is not None:
+            self._handover.close()
+        os.close(self._pause_fd)
 
     def _accept_until_closed(self) -> None:
         somebody_waits = False  # at the limit, and a connection is waiting in the kernel
@@ -106,40 +128,50 @@ class Server:
             poll = select.poll()
             poll.register(self._wake_out, select.POLLIN)
             # At the limit one look at the listeners is enough: they would stay readable, and polling them would spin.
-            watched = {} if self._paused or somebody_waits else {listener.sock.fileno(): listener for listener in self._listeners}
+            watched = {} if self._paused or somebody_waits else self._sources()
             for descriptor in watched:
                 poll.register(descriptor, select.POLLIN)
             for descriptor, _ in poll.poll(self._end_after_grace()):
                 if descriptor not in watched:
                     self._wake_out.recv(4096)
                 elif has_room:
-                    self._accept(watched[descriptor])
+                    self._admit(watched[descriptor])
                 else:
                     somebody_waits = True
+
+    def _sources(self) -> dict[int, Source]:
+        """Where connections come from, by the descriptor that becomes readable."""
+        sources: dict[int, Source] = {}
+        for number, listener in enumerate(self._listeners):
+            sources[listener.sock.fileno()] = partial(_accept, listener.sock, number)
+        if self._handover is not None:
+            sources[self._handover.fileno()] = self._handover.take
+        return sources
 
     def _has_room(self) -> bool:
         with self._changed:
             return not self._paused and not self._is_full()
 
-    def _accept(self, listener: Listener) -> None:
+    def _admit(self, source: Source) -> None:
         if not self._has_room():
             return
         try:
-            sock, _ = listener.sock.accept()
-        except BlockingIOError:
-            return  # the other worker was faster
+            came = source()
         except OSError as exc:  # e.g. out of descriptors: those who wait are not lost, but do not spin
             logger.warning("cannot accept: %s", exc)
             time.sleep(0.1)
             return
+        if came is None:
+            return  # the other worker was faster
+        sock, number = came
         sock.settimeout(self._settings.io_timeout_s)
         if sock.family != socket.AF_UNIX:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        session = _Session(sock)
+        session = _Session(sock, number, pause_fd=-1 if self._handover is None else self._pause_fd)
         with self._changed:
             self._sessions.add(session)
         try:
-            threading.Thread(target=self._serve, args=(session, listener.token), name="connection", daemon=True).start()
+            threading.Thread(target=self._serve, args=(session,), name="connection", daemon=True).start()
         except RuntimeError as exc:  # no thread to be had
             logger.warning("cannot serve a connection: %s", exc)
             with self._changed:
@@ -153,24 +185,25 @@ class Server:
         left = self._paused_at + self._settings.grace_s - time.monotonic()
         if left > 0:
             return left * 1000 + 1
-        for session in self._idle():
-            session.end()
+        self._end_idle(lambda session: not session.is_movable)
         return None
 
     def _end_longest_idle(self) -> None:
-        for session in self._idle()[:1]:
-            session.end()
+        self._end_idle(lambda _: True, most=1)
 
-    def _idle(self) -> list["_Session"]:
-        """The longest idle first."""
+    def _end_idle(self, which: "Callable[[_Session], bool]", *, most: int | None = None) -> None:
+        """The longest idle first. Under the lock, since one that moves on just now is no longer ours to end."""
         with self._changed:
-            since = {session: session.idle_since for session in self._sessions}
-        return [session for session, _ in sorted(((s, at) for s, at in since.items() if at is not None), key=lambda pair: pair[1])]
+            idle = [(session.idle_since, id(session), session) for session in self._sessions if session.idle_since is not None]
+            for _, _, session in sorted(idle)[:most]:
+                if which(session):
+                    session.end()
 
-    def _serve(self, session: "_Session", token: str) -> None:
+    def _serve(self, session: "_Session") -> None:
         wire = Wire(session.sock)
+        token = self._listeners[session.listener].token
         try:
-            while self._wait(session, wire) and self._answer(wire, token):
+            while self._wait(session, wire) and self._answer(session, wire, token):
                 session.idle_since = time.monotonic()
                 if self._paused or self._is_full():
                     self._wake()
@@ -189,18 +222,31 @@ class Server:
         return len(self._sessions) >= self._settings.max_connections
 
     def _wait(self, session: "_Session", wire: Wire) -> bool:
-        while True:
-            try:
-                begun = wire.wait()
-            except TimeoutError:
-                if time.monotonic() - (session.idle_since or 0.0) > self._settings.idle_s:
-                    return False
-            else:
-                if begun:
-                    session.idle_since = None
-                return begun
+        """Until a request begins; False if there will be none here: the peer has left, was idle for too long, or moves on."""
+        while not wire.has_begun:
+            if self._paused and session.is_movable and self._hand_over(session):
+                return False
+            woken = session.wait(self._settings.idle_s)
+            if not woken:
+                return False
+            if session.sock.fileno() in woken and not (self._paused and session.is_movable):
+                break
+        begun = wire.wait()
+        if begun:
+            session.idle_since = None
+        return begun
 
-    def _answer(self, wire: Wire, token: str) -> bool:
+    def _hand_over(self, session: "_Session") -> bool:
+        idle_since = session.idle_since
+        with self._changed:
+            session.idle_since = None
+        if self._handover is not None and self._handover.put(session.sock, session.listener):
+            return True
+        session.stay()
+        session.idle_since = idle_since
+        return False
+
+    def _answer(self, session: "_Session", wire: Wire, token: str) -> bool:
         """Answer one request; return whether the connection stays open."""
         close = True
         try:
@@ -210,7 +256,7 @@ class Server:
             close = response.close or not request.keep_alive
         except HttpProblemError as problem:
             response = problem.to_response()
-        close = close or self._paused
+        close = close or (self._paused and not session.is_movable)
         wire.send(response, close=close)
         if close:
             wire.linger()
@@ -221,12 +267,40 @@ class Server:
             self._wake_in.send(b"x")
 
 
+def _accept(sock: socket.socket, number: int) -> tuple[socket.socket, int] | None:
+    try:
+        return sock.accept()[0], number
+    except BlockingIOError:
+        return None
+
+
 class _Session:
     """One open connection."""
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, listener: int, *, pause_fd: int) -> None:
+        """`pause_fd` becomes readable when the connection is to move on; -1: it never is."""
         self.sock = sock
+        self.listener = listener
         self.idle_since: float | None = time.monotonic()  # None while a request is under way
+        self._pause_fd = pause_fd
+        self._poll = select.poll()
+        self._poll.register(sock, select.POLLIN)
+        if self.is_movable:
+            self._poll.register(pause_fd, select.POLLIN)
+
+    @property
+    def is_movable(self) -> bool:
+        """Whether another worker may get it."""
+        return self._pause_fd >= 0
+
+    def stay(self) -> None:
+        """It could not be handed over, and ends here."""
+        self._poll.unregister(self._pause_fd)
+        self._pause_fd = -1
+
+    def wait(self, timeout_s: float) -> list[int]:
+        """The descriptors that woke it; none if nothing happened for so long."""
+        return [descriptor for descriptor, _ in self._poll.poll(timeout_s * 1000)]
 
     def end(self) -> None:
         """Wake its thread with an end of stream, after whatever has already arrived."""

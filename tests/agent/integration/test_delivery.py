@@ -2,48 +2,17 @@
 
 import signal
 import threading
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-from tests.fakes.agent.daemon import Daemon, make_identity
-from tests.fakes.agent.fleet import FleetServer
-from tests.fakes.nats_broker import running_broker, wait_until
+from tests.agent.integration.device import Device
+from tests.fakes.nats_broker import wait_until
 from tests.fakes.poison import ALWAYS, INK, Behaviour, tame_images, wild_images
 from tests.fakes.tuf_repository import Director
 
 from covey_agent.client import Client
 from covey_contract.messages import DeploymentState as S
-from covey_contract.messages import Reported
 
 pytestmark = [pytest.mark.broker, pytest.mark.runtime, pytest.mark.slow]
-
-
-class Device:
-    """A device with its server."""
-
-    def __init__(self, daemon: Daemon, server: FleetServer) -> None:
-        self.daemon = daemon
-        self.server = server
-
-    @property
-    def socket(self) -> str:
-        return str(self.daemon.state_dir / "run" / "infer.sock")
-
-    def commit_first(self) -> Reported:
-        """Release 1 runs."""
-        return self.server.wait_for(self.server.order(self.server.publish_release(1)), S.COMMITTED)
-
-
-@pytest.fixture
-def device(tmp_path: Path) -> Iterator[Device]:
-    with running_broker(tmp_path / "server", devices=["cam-1"]) as broker, FleetServer(broker, "cam-1") as server:
-        make_identity(tmp_path / "state", broker, "cam-1")
-        server.repository.enrol(tmp_path / "state")
-        daemon = Daemon(tmp_path / "state")
-        daemon.start()
-        yield Device(daemon, server)
-        daemon.stop(signal.SIGKILL)
 
 
 class Application:

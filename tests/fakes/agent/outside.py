@@ -173,7 +173,7 @@ class FakeChildren:
 class FakeSockets:
     """Descriptors that nobody uses."""
 
-    unix_fd, tcp_fd, token = 100, -1, ""
+    unix_fd, tcp_fd, token, handover_fds = 100, -1, "", (101, 102)
 
     def close(self) -> None:
         """Nothing to close."""
