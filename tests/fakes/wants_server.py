@@ -41,7 +41,7 @@ class WantsServer:
         self._client.on_connect = lambda client, *_: client.subscribe([(topic, 1) for topic in server_subscriptions()])
         self._client.on_subscribe = lambda *_: self._ready.set()
         self._client.on_message = self._on_message
-        self._client.connect("127.0.0.1", broker.port)
+        self._client.connect("127.0.0.1", broker.port, keepalive=10)
         self._client.loop_start()
         assert self._ready.wait(10)
 

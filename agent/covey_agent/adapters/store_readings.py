@@ -29,11 +29,12 @@ class SqliteReadings:
         """Names this database's sequence numbers."""
         return self._epoch
 
-    def append(self, entries: Sequence[Entry], *, durable: bool) -> None:
-        """Keep these; their sequence numbers are new."""
+    def append(self, entries: Sequence[Entry], *, durable: bool, settles: Sequence[str] = ()) -> None:
+        """Keep these, whose sequence numbers are new, and forget the stored values that they settle."""
         with self._database.transaction(durable=durable) as connection:
             rows = [(entry.sequence, entry.at, entry.priority.value, entry.data) for entry in entries]
             connection.executemany("INSERT INTO reading VALUES (?, ?, ?, ?)", rows)
+            connection.executemany("DELETE FROM value WHERE key = ?", [(key,) for key in settles])
         for entry in entries:
             self._sizes[entry.priority] = self._sizes.get(entry.priority, 0) + len(entry.data)
 

@@ -34,6 +34,7 @@ def reconnect_backoff(spread_s: float) -> Backoff:
 
 
 DEPLOY_RETRY = Backoff(first_s=5.0, max_s=300.0)
+ACTION_RETRY = Backoff(first_s=1.0, max_s=60.0)
 WORKER_RESTART = Backoff(first_s=0.5, max_s=60.0)
 # Flower refuses a node that died uncleanly for about 60 s, so an earlier restart of a trainer only fails.
 TRAINER_RESTART = Backoff(first_s=65.0, max_s=600.0)

@@ -9,7 +9,8 @@ Rules:
   there is no moment at which neither or both is meant to serve.
 - Success exists only after probation. Everything that goes wrong before it leads through ROLLING_BACK to ROLLED_BACK, unless the
   order was refused before anything was staged.
-- A machine that boots again and again without progress is in a loop: BOOTED becomes BOOTED_AGAIN and the deployment is undone.
+- A machine that boots again and again without progress is in a loop: BOOTED becomes BOOTED_AGAIN and the deployment is undone. So is
+  one whose actions fail again and again: STUMBLED becomes STUMBLED_AGAIN.
 - A failure that is the artifact's fault puts its digest in quarantine; being superseded does not.
 - A proven model may still turn bad. As long as the slot that was proven before it has not been ordered to be filled again, LATE_EVIDENCE
   takes the device back to it, through the same two states, and the verdict of that deployment is told anew.
@@ -26,6 +27,7 @@ from covey_contract.messages import DeploymentState as State
 from covey_contract.messages import Quarantined
 
 MAX_BOOTS = 3  # starts of the agent within one deployment without progress; the next one rolls back
+MAX_STUMBLES = 4  # failures of an action in one state, restarts included; the next one rolls back
 MAX_DEPLOY_CRASHES = 3  # deaths of the deploy child by signal or without an answer
 PROGRESS_SERVED_S = 60.0  # this much more probation survived counts as progress
 
@@ -59,6 +61,9 @@ class Event(Enum):
     SUPERSEDED = "superseded"  # a newer desired state wants something else
     BOOTED = "booted"  # the agent started
     BOOTED_AGAIN = "booted_again"  # once too often (made by `step` from BOOTED)
+    STEADY = "steady"  # the agent has been up for a while since its start
+    STUMBLED = "stumbled"  # an action of this state failed: the state is begun again, after a while
+    STUMBLED_AGAIN = "stumbled_again"  # once too often (made by `step` from STUMBLED)
 
 
 class Action(Enum):
@@ -101,6 +106,7 @@ class Deployment:
     bytes_received: int = 0
     boots: int = 0  # since the last progress
     crashes: int = 0  # of the deploy child
+    stumbles: int = 0  # in this state
     served_s: float = 0.0  # of probation
     connected_before: bool = False  # the control channel was there when the new model began to serve
     rollback_ms: float | None = None
@@ -156,6 +162,7 @@ BLAMING = frozenset(
         Event.BOOTED_AGAIN,
     }
 )
+_LOOPS = frozenset({Event.BOOTED_AGAIN, Event.STUMBLED, Event.STUMBLED_AGAIN})
 
 Row = tuple[State, tuple[Action, ...]]
 S, E, A = State, Event, Action
@@ -166,11 +173,16 @@ _BEGIN: dict[Event, Row] = {
     E.ORDER_REFUSED: (S.REFUSED, (A.REPORT,)),
 }
 
+_REST: dict[State, dict[Event, Row]] = {
+    state: {E.BOOTED: (state, (A.SERVE, A.REPORT)), E.STUMBLED: (state, (A.SERVE, A.REPORT))}
+    for state in (S.IDLE, S.COMMITTED, S.ROLLED_BACK, S.REFUSED)
+}
+
 _ROWS: dict[State, dict[Event, Row]] = {
-    S.IDLE: {**_BEGIN, E.BOOTED: (S.IDLE, (A.SERVE, A.REPORT))},
-    S.COMMITTED: {**_BEGIN, E.BOOTED: (S.COMMITTED, (A.SERVE, A.REPORT)), E.LATE_EVIDENCE: (S.ROLLING_BACK, _UNDO)},
-    S.ROLLED_BACK: {**_BEGIN, E.BOOTED: (S.ROLLED_BACK, (A.SERVE, A.REPORT)), E.LATE_EVIDENCE: (S.ROLLING_BACK, _UNDO)},
-    S.REFUSED: {**_BEGIN, E.BOOTED: (S.REFUSED, (A.SERVE, A.REPORT)), E.LATE_EVIDENCE: (S.ROLLING_BACK, _UNDO)},
+    S.IDLE: {**_BEGIN, **_REST[S.IDLE]},
+    S.COMMITTED: {**_BEGIN, **_REST[S.COMMITTED], E.LATE_EVIDENCE: (S.ROLLING_BACK, _UNDO)},
+    S.ROLLED_BACK: {**_BEGIN, **_REST[S.ROLLED_BACK], E.LATE_EVIDENCE: (S.ROLLING_BACK, _UNDO)},
+    S.REFUSED: {**_BEGIN, **_REST[S.REFUSED], E.LATE_EVIDENCE: (S.ROLLING_BACK, _UNDO)},
     S.FETCHING: {
         E.VARIANT_CHOSEN: (S.FETCHING, (A.REPORT,)),
         E.PROGRESSED: (S.FETCHING, (A.REPORT_PROGRESS,)),
@@ -180,29 +192,38 @@ _ROWS: dict[State, dict[Event, Row]] = {
         E.DEPLOY_DIED: (S.FETCHING, (A.RETRY_LATER, A.REPORT)),
         E.DEPLOY_DIED_AGAIN: (S.ROLLING_BACK, _UNDO),
         E.RETRY_DUE: (S.FETCHING, (A.START_DEPLOY,)),
+        E.STEADY: (S.FETCHING, ()),
         E.SUPERSEDED: (S.ROLLING_BACK, _UNDO),
         E.BOOTED: (S.FETCHING, (A.SERVE, A.START_DEPLOY, A.REPORT)),
+        E.STUMBLED: (S.FETCHING, (A.SERVE, A.START_DEPLOY, A.REPORT)),
         E.BOOTED_AGAIN: (S.ROLLING_BACK, _UNDO),
+        E.STUMBLED_AGAIN: (S.ROLLING_BACK, _UNDO),
     },
     S.VERIFYING: {
         E.CHECK_PASSED: (S.STAGED, (A.BEGIN_ACTIVATION, A.REPORT)),
         E.CHECK_FAILED: (S.ROLLING_BACK, _UNDO),
         E.SUPERSEDED: (S.ROLLING_BACK, _UNDO),
         E.BOOTED: (S.VERIFYING, (A.SERVE, A.START_CHECK, A.REPORT)),
+        E.STUMBLED: (S.VERIFYING, (A.SERVE, A.START_CHECK, A.REPORT)),
         E.BOOTED_AGAIN: (S.ROLLING_BACK, _UNDO),
+        E.STUMBLED_AGAIN: (S.ROLLING_BACK, _UNDO),
     },
     S.STAGED: {
         E.ACTIVATION_BEGUN: (S.ACTIVATING, (A.START_NEW_WORKER, A.REPORT)),
         E.SUPERSEDED: (S.ROLLING_BACK, _UNDO),
         E.BOOTED: (S.STAGED, (A.SERVE, A.BEGIN_ACTIVATION, A.REPORT)),
+        E.STUMBLED: (S.STAGED, (A.SERVE, A.BEGIN_ACTIVATION, A.REPORT)),
         E.BOOTED_AGAIN: (S.ROLLING_BACK, _UNDO),
+        E.STUMBLED_AGAIN: (S.ROLLING_BACK, _UNDO),
     },
     S.ACTIVATING: {
         E.NEW_WORKER_READY: (S.PROBATION, (A.SWITCH, A.WATCH, A.REPORT)),
         E.NEW_WORKER_FAILED: (S.ROLLING_BACK, _UNDO),
         E.SUPERSEDED: (S.ROLLING_BACK, _UNDO),
         E.BOOTED: (S.ACTIVATING, (A.SERVE, A.START_NEW_WORKER, A.REPORT)),
+        E.STUMBLED: (S.ACTIVATING, (A.SERVE, A.START_NEW_WORKER, A.REPORT)),
         E.BOOTED_AGAIN: (S.ROLLING_BACK, _UNDO),
+        E.STUMBLED_AGAIN: (S.ROLLING_BACK, _UNDO),
     },
     S.PROBATION: {
         E.SERVED: (S.PROBATION, ()),
@@ -211,14 +232,18 @@ _ROWS: dict[State, dict[Event, Row]] = {
         E.PROBATION_PASSED: (S.COMMITTED, (A.COMMIT, A.REPORT)),
         E.SUPERSEDED: (S.ROLLING_BACK, _UNDO),
         E.BOOTED: (S.PROBATION, (A.SERVE, A.WATCH, A.REPORT)),
+        E.STUMBLED: (S.PROBATION, (A.SERVE, A.WATCH, A.REPORT)),
         E.BOOTED_AGAIN: (S.ROLLING_BACK, _UNDO),
+        E.STUMBLED_AGAIN: (S.ROLLING_BACK, _UNDO),
     },
     S.ROLLING_BACK: {
         E.OLD_SERVES: (S.ROLLED_BACK, (A.REPORT,)),
         # The old model does not start either: that is an alarm, and its worker is tried again for ever, but the deployment is over.
         E.OLD_FAILED: (S.ROLLED_BACK, (A.SERVE, A.REPORT)),
         E.BOOTED: (S.ROLLING_BACK, (A.RESTORE_OLD, A.REPORT)),
+        E.STUMBLED: (S.ROLLING_BACK, (A.RESTORE_OLD, A.REPORT)),
         E.BOOTED_AGAIN: (S.ROLLED_BACK, (A.SERVE, A.REPORT)),
+        E.STUMBLED_AGAIN: (S.ROLLED_BACK, (A.SERVE, A.REPORT)),
     },
 }
 TABLE: dict[tuple[State, Event], Row] = {(state, event): row for state, rows in _ROWS.items() for event, row in rows.items()}
@@ -234,7 +259,7 @@ def step(machine: Machine, happened: Happened, now: int) -> tuple[Machine, tuple
     target, actions = row
     deployment = _absorb(counted, event, happened)
     if deployment is not None and (target is not machine.state or event in _BEGIN):
-        deployment = replace(deployment, changed_at=now, started_at=deployment.started_at or now)
+        deployment = replace(deployment, changed_at=now, started_at=deployment.started_at or now, stumbles=0)
     committed, previous, proven = machine.committed, machine.previous, machine.proven
     if event is Event.PROBATION_PASSED and deployment is not None:
         committed, previous, proven = deployment.slot, machine.committed, deployment
@@ -243,7 +268,7 @@ def step(machine: Machine, happened: Happened, now: int) -> tuple[Machine, tuple
     elif event is Event.LATE_EVIDENCE:
         committed, previous, proven = machine.previous, "", None
     quarantine = machine.quarantine
-    if event in BLAMING and target is State.ROLLING_BACK and deployment is not None:
+    if event in BLAMING and target is State.ROLLING_BACK and deployment is not None and not _is_innocent(machine.state, event):
         quarantine = _blame(quarantine, deployment, now)
     after = Machine(state=target, committed=committed, deployment=deployment, quarantine=quarantine, previous=previous, proven=proven)
     return after, actions
@@ -275,6 +300,8 @@ def _count(machine: Machine, event: Event) -> Machine:
         return replace(machine, deployment=replace(deployment, boots=deployment.boots + 1))
     if event is Event.DEPLOY_DIED:
         return replace(machine, deployment=replace(deployment, crashes=deployment.crashes + 1))
+    if event is Event.STUMBLED:
+        return replace(machine, deployment=replace(deployment, stumbles=deployment.stumbles + 1))
     return machine
 
 
@@ -286,6 +313,8 @@ def _refine(machine: Machine, event: Event) -> Event:
         return Event.BOOTED_AGAIN
     if event is Event.DEPLOY_DIED and deployment.crashes >= MAX_DEPLOY_CRASHES:
         return Event.DEPLOY_DIED_AGAIN
+    if event is Event.STUMBLED and deployment.stumbles > MAX_STUMBLES:
+        return Event.STUMBLED_AGAIN
     return event
 
 
@@ -298,9 +327,8 @@ def _absorb(machine: Machine, event: Event, happened: Happened) -> Deployment | 
     deployment = machine.deployment
     if deployment is None:
         return None
-    if event is Event.BOOTED_AGAIN and machine.state is not State.ROLLING_BACK:
-        loop = f"the device started {deployment.boots} times without progress while the deployment was {machine.state.value}"
-        return replace(deployment, boots=0, reason=loop)
+    if event in _LOOPS:
+        return _go_round(machine.state, deployment, event, happened)
     change = _CHANGES.get(event)
     if change is not None:
         return change(deployment, happened)
@@ -313,6 +341,16 @@ def _begin(machine: Machine, event: Event, happened: Happened) -> Deployment:
         raise ValueError(f"event {event.value} must bring a deployment")
     slot = {Event.ORDERED: free_slot(machine.committed), Event.ALREADY_RUNS: machine.committed}.get(event, "")
     return replace(order, slot=slot, reason=_cut(happened.reason))
+
+
+def _go_round(state: State, deployment: Deployment, event: Event, happened: Happened) -> Deployment:
+    """In a roll-back the reason stays: why it is rolled back is worth more than what fails now, which is in the log."""
+    if state is State.ROLLING_BACK or event is Event.STUMBLED:
+        return deployment
+    if event is Event.STUMBLED_AGAIN:
+        return replace(deployment, reason=_cut(f"failed {deployment.stumbles} times while {state.value}: {happened.reason}"))
+    loop = f"the device started {deployment.boots} times without progress while the deployment was {state.value}"
+    return replace(deployment, boots=0, reason=loop)
 
 
 def _reopen(machine: Machine, happened: Happened) -> Deployment:
@@ -346,6 +384,10 @@ def _survive(deployment: Deployment, happened: Happened) -> Deployment:
     return replace(deployment, served_s=happened.served_s, boots=boots)
 
 
+def _be_steady(deployment: Deployment, _happened: Happened) -> Deployment:
+    return replace(deployment, boots=0)
+
+
 def _begin_probation(deployment: Deployment, happened: Happened) -> Deployment:
     return replace(deployment, connected_before=happened.connected)
 
@@ -364,9 +406,15 @@ _CHANGES = {
     Event.FETCHED: _complete,
     Event.NEW_WORKER_READY: _begin_probation,
     Event.SERVED: _survive,
+    Event.STEADY: _be_steady,
     Event.OLD_SERVES: _return_to_old,
     Event.OLD_FAILED: _fail_twice,
 }
+
+
+def _is_innocent(state: State, event: Event) -> bool:
+    """Nothing of the artifact has run while it was being fetched: a device that loses power again and again then has another trouble."""
+    return event is Event.BOOTED_AGAIN and state is State.FETCHING
 
 
 def _blame(quarantine: tuple[Quarantined, ...], deployment: Deployment, now: int) -> tuple[Quarantined, ...]:

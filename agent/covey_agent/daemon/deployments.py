@@ -10,7 +10,7 @@ from typing import Protocol
 import msgspec
 
 from covey_agent.adapters.slot_files import Proven, SlotFiles
-from covey_agent.core.backoff import DEPLOY_RETRY
+from covey_agent.core.backoff import ACTION_RETRY, DEPLOY_RETRY
 from covey_agent.core.jobs import InferWindow
 from covey_agent.core.machine import (
     IN_FLIGHT,
@@ -38,9 +38,13 @@ logger = logging.getLogger(__name__)
 KEY_MACHINE = "machine"
 KEY_ORDER = "running_order"
 MAX_OLD_FAILURES = 2  # starts of the old model that fail before the roll-back counts as failed
+KEY_UNTOLD = "untold"  # the end of a deployment that the history does not hold yet
 PERSIST_RETRY_S = 30.0
+STEADY_S = 600.0  # a start that lasts so long is no part of a loop
 ROLLED_BACK_DRAIN_S = 5.0  # what a guilty worker is given to answer the requests that it has accepted
-_QUIET = frozenset({Event.PROGRESSED, Event.SERVED})  # happen often and lose nothing in a power cut: written without fsync
+RESULTS = frozenset({DeploymentState.COMMITTED, DeploymentState.ROLLED_BACK, DeploymentState.REFUSED})
+_MESSAGES = frozenset({Action.REPORT, Action.REPORT_PROGRESS})  # one that cannot be sent is made up for by the next one
+_QUIET = frozenset({Event.PROGRESSED, Event.SERVED, Event.STEADY})  # happen often and lose nothing in a power cut: written without fsync
 
 
 class Audience(Protocol):
@@ -55,7 +59,7 @@ class Audience(Protocol):
         ...
 
     def deployment_changed(self, deployment: Deployment, state: DeploymentState) -> None:
-        """A deployment entered a state."""
+        """A deployment entered a state. Its end must be told exactly once: `KEY_UNTOLD` goes in the same write that keeps it."""
         ...
 
     def deployment_ended(self) -> None:
@@ -80,6 +84,8 @@ class Deployments:
         self._audience: Audience | None = None
         self._evidence_at: float | None = None
         self._old_failures = 0
+        self._stumbles = 0  # in a row
+        self._storage_works = True
         self._actions: dict[Action, Callable[[Machine], None]] = {
             Action.START_DEPLOY: self._start_deploy,
             Action.START_CHECK: lambda machine: self._staging.start_check(_running(machine)),
@@ -88,7 +94,7 @@ class Deployments:
             Action.BEGIN_ACTIVATION: lambda _: self._later(Happened(Event.ACTIVATION_BEGUN)),
             Action.START_NEW_WORKER: lambda machine: self._serving.start(_running(machine).slot, paused=True),
             Action.SWITCH: lambda machine: self._serving.let_accept(_running(machine).slot),
-            Action.WATCH: lambda machine: self._watch.begin(_running(machine)),
+            Action.WATCH: self._begin_watch,
             Action.RESTORE_OLD: self._restore_old,
             Action.COMMIT: self._commit,
             Action.SERVE: self._serve,
@@ -104,6 +110,10 @@ class Deployments:
     def boot(self) -> None:
         """The agent has started: go on from what was persisted. Needs no network."""
         self.happened(Happened(Event.BOOTED))
+        self._save_proven()
+        self._tell_untold()
+        if self.machine.state is DeploymentState.FETCHING:
+            self._kit.timers.set("steady", STEADY_S, self._be_steady)
 
     def happened(self, happened: Happened, *, also: Mapping[str, bytes | None] | None = None) -> None:
         """One event: pure step, persist together with `also`, act."""
@@ -114,19 +124,22 @@ class Deployments:
             logger.exception("a bug: the deployment machine was given an event that cannot happen now")
             self._tell().alarm_raised("bug", str(exc))
             return
+        ends = _entered(before, after) in RESULTS
+        untold = {KEY_UNTOLD: _sign(after)} if ends else {}
         try:
-            self._persist(after, also or {}, durable=happened.event not in _QUIET)
+            self._persist(after, {**(also or {}), **untold}, durable=happened.event not in _QUIET)
         except StoreError as exc:
+            self._storage_failed(happened.event, exc)
             if not _may_act_unwritten(happened.event, after.state):
-                logger.exception("the state cannot be written; %s is tried again in %.0f s", happened.event.value, PERSIST_RETRY_S)
-                self._kit.timers.set("persist-retry", PERSIST_RETRY_S, lambda: self.happened(happened, also=also))
+                self._kit.timers.set("persist-retry", PERSIST_RETRY_S, lambda: self._persist_again(before, happened, also))
                 return
-            logger.exception("going on with %s although the state cannot be written", happened.event.value)
-            self._tell().alarm_raised("storage", str(exc))
+            self._kit.timers.set_once("persist-late", PERSIST_RETRY_S, self._persist_late)
         self.machine = after
+        if _entered(before, after) is not None:
+            self._stumbles = 0
         self._announce(before, after, happened)
         for action in actions:
-            self._actions[action](after)
+            self._act(action, after)
         if after.state in RESTING and before.state in IN_FLIGHT:
             self._kit.soon(self._tell().deployment_ended)
 
@@ -145,7 +158,7 @@ class Deployments:
         machine = lift_quarantine(self.machine, digests)
         self._persist(machine, {}, durable=True)
         self.machine = machine
-        self._slots.save_proven(Proven(committed=machine.committed, quarantine=list(machine.quarantine)))
+        self._save_proven()
         self._tell().state_changed()
 
     def worker_ready(self, slot: str) -> None:
@@ -200,6 +213,71 @@ class Deployments:
         self._note_evidence()
         self.happened(Happened(Event.LATE_EVIDENCE, reason=reason))
 
+    def _act(self, action: Action, machine: Machine) -> None:
+        """One action. If it fails, the others are carried out all the same, and the state is begun again after a while."""
+        try:
+            self._actions[action](machine)
+        except Exception as exc:  # whatever it was: a device must not stand still because of it, nor try it for ever without a pause
+            logger.exception("%s failed while the deployment was %s", action.value, machine.state.value)
+            if action in _MESSAGES:
+                return
+            self._stumbled(machine, f"{action.value}: {exc}")
+
+    def _stumbled(self, machine: Machine, reason: str) -> None:
+        self._stumbles += 1
+        if self._stumbles == 1:
+            self._tell().alarm_raised("action_failed", reason)
+        delay = ACTION_RETRY.delay_s(self._stumbles, self._kit.random)
+        self._kit.timers.set("stumbled", delay, lambda: self._begin_again(machine, reason))
+
+    def _begin_again(self, failed: Machine, reason: str) -> None:
+        if _stands_where(self.machine, failed):
+            self.happened(Happened(Event.STUMBLED, reason=reason))
+
+    def _be_steady(self) -> None:
+        if self.machine.state is DeploymentState.FETCHING:
+            self.happened(Happened(Event.STEADY))
+
+    def _storage_failed(self, event: Event, error: StoreError) -> None:
+        """Said once for each time that the disk fails, not once for each event that it fails."""
+        if self._storage_works:
+            self._storage_works = False
+            logger.error(
+                "the state cannot be written, from %s on: %s; this is tried again every %.0f s", event.value, error, PERSIST_RETRY_S
+            )
+            self._tell().alarm_raised("storage", str(error))
+
+    def _persist_again(self, before: Machine, happened: Happened, also: Mapping[str, bytes | None] | None) -> None:
+        if _stands_where(self.machine, before):
+            self.happened(happened, also=also)
+
+    def _persist_late(self) -> None:
+        """What was done before it could be written."""
+        try:
+            self._kit.store.save({KEY_MACHINE: msgspec.json.encode(self.machine)})
+        except StoreError:
+            self._kit.timers.set("persist-late", PERSIST_RETRY_S, self._persist_late)
+            return
+        self._storage_is_back()
+        self._save_proven()
+
+    def _storage_is_back(self) -> None:
+        if not self._storage_works:
+            self._storage_works = True
+            logger.warning("the state can be written again")
+
+    def _save_proven(self) -> None:
+        """The second copy says what the machine says, also if the last process died between the two."""
+        proven = Proven(committed=self.machine.committed, quarantine=list(self.machine.quarantine))
+        if proven != self._slots.load_proven():
+            self._slots.save_proven(proven)
+
+    def _tell_untold(self) -> None:
+        """The end of a deployment that was persisted and, because this process's predecessor died, not yet told."""
+        deployment = self.machine.deployment
+        if deployment is not None and self._kit.store.load(KEY_UNTOLD) == _sign(self.machine):
+            self._tell().deployment_changed(deployment, self.machine.state)
+
     def _start_deploy(self, machine: Machine) -> None:
         order = self._kit.store.load(KEY_ORDER)
         if order is None:
@@ -231,9 +309,13 @@ class Deployments:
         else:
             self._serving.let_accept(old)
 
+    def _begin_watch(self, machine: Machine) -> None:
+        self._watch.begin(_running(machine))
+        if self._serving.is_accepting(_running(machine).slot):  # the state is begun again: the worker will not tell a second time
+            self._watch.worker_accepts()
+
     def _commit(self, machine: Machine) -> None:
         self._watch.end()
-        self._slots.save_proven(Proven(committed=machine.committed, quarantine=list(machine.quarantine)))
         for slot in ("A", "B"):
             if slot != machine.committed:
                 self._serving.retire(slot)
@@ -262,16 +344,17 @@ class Deployments:
         if machine == self.machine and not also:
             return
         self._kit.store.save({**also, KEY_MACHINE: msgspec.json.encode(machine)}, durable=durable)
+        self._storage_is_back()
 
     def _announce(self, before: Machine, after: Machine, happened: Happened) -> None:
         deployment = after.deployment
         if deployment is None:
             return
-        if after.state is not before.state or before.deployment is None or before.deployment.id != deployment.id:
+        if _entered(before, after) is not None:
             logger.info("deployment %s is %s%s", deployment.id, after.state.value, f": {deployment.reason}" if deployment.reason else "")
             self._tell().deployment_changed(deployment, after.state)
         if (after.quarantine, after.committed) != (before.quarantine, before.committed):
-            self._slots.save_proven(Proven(committed=after.committed, quarantine=list(after.quarantine)))
+            self._save_proven()
         if happened.event is Event.ORDERED:
             self._evidence_at = None
 
@@ -305,6 +388,26 @@ def _may_act_unwritten(event: Event, target: DeploymentState) -> bool:
     again after the next start: probation begins anew and sees the same evidence. Only steps forward wait for the disk."""
     back = (DeploymentState.ROLLING_BACK, DeploymentState.ROLLED_BACK, DeploymentState.REFUSED)
     return target in back or event is Event.BOOTED or event in _QUIET
+
+
+def _entered(before: Machine, after: Machine) -> DeploymentState | None:
+    """The state that a deployment has just come into, or None if nothing changed that is worth telling."""
+    if after.deployment is None:
+        return None
+    is_same = before.deployment is not None and before.deployment.id == after.deployment.id
+    return None if is_same and after.state is before.state else after.state
+
+
+def _stands_where(now: Machine, then: Machine) -> bool:
+    """Whether the same deployment is in the same state: what was put off then may be done now."""
+    ids = [machine.deployment.id if machine.deployment else "" for machine in (now, then)]
+    return now.state is then.state and ids[0] == ids[1]
+
+
+def _sign(machine: Machine) -> bytes:
+    """Which end of which deployment this is; a deployment that is reverted later ends a second time."""
+    deployment = _running(machine)
+    return f"{deployment.id} {machine.state.value} {deployment.changed_at}".encode()
 
 
 def _running(machine: Machine) -> Deployment:

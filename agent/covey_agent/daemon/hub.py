@@ -9,7 +9,7 @@ from covey_agent.core.machine import Deployment, serving_slot
 from covey_agent.core.policy import policy_hash
 from covey_agent.core.slots import SLOTS, report_slot
 from covey_agent.daemon.commands import Commands
-from covey_agent.daemon.deployments import Deployments
+from covey_agent.daemon.deployments import KEY_UNTOLD, RESULTS, Deployments
 from covey_agent.daemon.health import HealthHook
 from covey_agent.daemon.kit import Kit
 from covey_agent.daemon.live import Live, LiveFile
@@ -30,7 +30,6 @@ from covey_contract.messages import DeploymentReport, DeploymentState, Priority,
 from covey_contract.topics import Channel, parse_topic
 
 logger = logging.getLogger(__name__)
-_RESULTS = frozenset({DeploymentState.COMMITTED, DeploymentState.ROLLED_BACK, DeploymentState.REFUSED})
 
 
 class Hub:
@@ -153,7 +152,10 @@ class Hub:
             values["reason"] = deployment.reason
         if deployment.rollback_ms is not None:
             values["rollback_ms"] = deployment.rollback_ms
-        self.readings.add("deployment", values, priority=Priority.RESULT if state in _RESULTS else Priority.METRIC)
+        if state in RESULTS:
+            self.readings.add("deployment", values, priority=Priority.RESULT, settles=KEY_UNTOLD)
+        else:
+            self.readings.add("deployment", values)
 
     def deployment_ended(self) -> None:
         """There is room for the next deployment."""

@@ -13,9 +13,10 @@ import msgspec
 from covey_agent.adapters.slot_files import SlotFiles
 from covey_agent.core.machine import Deployment, Event, Happened
 from covey_agent.core.plan import Current, NextStep, Step, Wanted, is_newer, next_steps
-from covey_agent.daemon.deployments import KEY_ORDER, Audience, Deployments
+from covey_agent.daemon.deployments import KEY_ORDER, PERSIST_RETRY_S, Audience, Deployments
 from covey_agent.daemon.kit import Kit
 from covey_agent.daemon.verifying import Verdict, Verifier
+from covey_agent.errors import StoreError
 from covey_contract.codec import decode, decode_order
 from covey_contract.errors import ContractError
 from covey_contract.messages import Desired, Signed
@@ -66,7 +67,7 @@ class Orders:
         elif is_newer(desired.generation, floor=self.floor, candidate=self._desired.generation if self._desired else 0):
             logger.info("desired state of generation %d arrived", desired.generation)
             self._stored, self._desired = Stored(order=payload, verified=False), desired
-            self._kit.store.save({KEY_DESIRED: msgspec.json.encode(self._stored)})
+            self._keep({KEY_DESIRED: msgspec.json.encode(self._stored)})
             self.reconsider()
         else:
             logger.info("desired state of generation %d is not newer: ignored", desired.generation)
@@ -79,7 +80,12 @@ class Orders:
             steps = next_steps(self._current(), Wanted(desired=self._desired, verified=self._stored.verified))
             if not steps:
                 return
-            if not self._take(steps[0], self._stored, self._desired):
+            try:
+                if not self._take(steps[0], self._stored, self._desired):
+                    return
+            except StoreError as exc:  # the same step is due as soon as the disk takes it
+                logger.warning("%s must wait: %s", steps[0].step.value, exc)
+                self._kit.timers.set("reconsider", PERSIST_RETRY_S, self.reconsider)
                 return
         logger.error("the plan does not come to an end; a bug")
 
@@ -89,7 +95,7 @@ class Orders:
             return
         self._stored = Stored(order=self._stored.order, verified=True)
         self.floor = max(self.floor, generation)
-        self._kit.store.save({KEY_DESIRED: msgspec.json.encode(self._stored), KEY_FLOOR: msgspec.json.encode(self.floor)})
+        self._keep({KEY_DESIRED: msgspec.json.encode(self._stored), KEY_FLOOR: msgspec.json.encode(self.floor)})
 
     def _take(self, step: NextStep, stored: Stored, desired: Desired) -> bool:
         """Take one step; whether to ask the plan again at once."""
@@ -138,7 +144,7 @@ class Orders:
             self._audience.alarm_raised("order_rejected", reason)
         # Forgotten, so that it does not stand in the way of a true one; a true one is retained and comes again.
         self._stored = self._desired = None
-        self._kit.store.save({KEY_DESIRED: None})
+        self._keep({KEY_DESIRED: None})
 
     def _current(self) -> Current:
         machine = self._deployments.machine
@@ -150,6 +156,13 @@ class Orders:
             attempted=self._attempted,
             quarantine=quarantined(self._deployments),
         )
+
+    def _keep(self, values: dict[str, bytes | None]) -> None:
+        """What cannot be written is kept in memory: after a start the broker delivers the order again, and it is verified again."""
+        try:
+            self._kit.store.save(values)
+        except StoreError as exc:
+            logger.warning("the desired state cannot be written: %s", exc)
 
     def _refuse_message(self, reason: str) -> None:
         logger.warning("a desired state was refused: %s", reason)

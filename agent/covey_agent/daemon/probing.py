@@ -7,6 +7,7 @@ import msgspec
 
 from covey_agent.core.jobs import ChildEvent, Probed, ProbeJob
 from covey_agent.daemon.kit import Kit
+from covey_agent.errors import StoreError
 from covey_agent.ports import Child
 from covey_contract.messages import Capabilities
 
@@ -55,7 +56,7 @@ class Probing:
             logger.info("runtime %s cannot be used here: %s", runtime, finding)
         if event.capabilities != self.capabilities:
             self.capabilities = event.capabilities
-            self._kit.store.save({KEY: msgspec.json.encode(event.capabilities)}, durable=False)
+            self._keep(event.capabilities)
             self._known()
         self._is_answered = True
         self._settle()
@@ -69,6 +70,12 @@ class Probing:
             self._kit.timers.set("probe-retry", RETRY_S, self.begin)
         else:
             self._settle()
+
+    def _keep(self, capabilities: Capabilities) -> None:
+        try:
+            self._kit.store.save({KEY: msgspec.json.encode(capabilities)}, durable=False)
+        except StoreError as exc:  # the next start waits for its own probe then
+            logger.warning("what this machine can run cannot be noted: %s", exc)
 
     def _settle(self) -> None:
         self._is_known = True

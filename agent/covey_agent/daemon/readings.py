@@ -31,6 +31,7 @@ class Readings:
         self._kit = kit
         self._disk = disk
         self._fresh: list[Entry] = []
+        self._settled: list[str] = []  # stored values that go with the next write
         self._next, self._reserved = 0, 0
         self._in_flight: int | None = None  # the last sequence of the batch under way
         self._sent_upto = 0  # by this process: an acknowledgement of anything later cannot be true
@@ -38,8 +39,10 @@ class Readings:
         self._connected = False
         self._dropped_fresh: dict[Priority, int] = {}
 
-    def add(self, kind: str, values: Mapping[str, Scalar], *, priority: Priority = Priority.METRIC, at: int | None = None) -> None:
-        """One more reading, made now or at `at` (ms)."""
+    def add(
+        self, kind: str, values: Mapping[str, Scalar], *, priority: Priority = Priority.METRIC, at: int | None = None, settles: str = ""
+    ) -> None:
+        """One more reading, made now or at `at` (ms). `settles` names a stored value that goes in the same write that keeps the reading."""
         made = self._kit.clock.now_ms() if at is None else at
         try:
             sequence = self._take_sequence()
@@ -49,6 +52,8 @@ class Readings:
             return
         reading = fit_reading(Reading(at=made, kind=kind, values=dict(values), priority=priority))
         self._fresh.append(make_entry(sequence, reading))
+        if settles:
+            self._settled.append(settles)
         if priority in URGENT or len(self._fresh) >= MAX_FRESH:
             self._flush()
         else:
@@ -138,8 +143,8 @@ class Readings:
             return
         urgent = any(entry.priority in URGENT for entry in self._fresh)
         try:
-            self._disk.append(self._fresh, durable=urgent if durable is None else durable)
-            self._fresh = []
+            self._disk.append(self._fresh, durable=urgent if durable is None else durable, settles=self._settled)
+            self._fresh, self._settled = [], []
             self._keep_bounds()
         except StoreError:
             logger.exception("readings cannot be written; they wait in memory")

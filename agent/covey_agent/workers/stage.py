@@ -47,9 +47,8 @@ def read_slot_file(slot_dir: Path) -> SlotFile:
 
 def stage_slot(slot_dir: Path, manifest: bytes, *, slot: SlotFile, variant: Variant, data: Path) -> None:
     """Make `slot_dir` hold this variant; `data` keeps the artifact until it is done. Raises OSError."""
-    building, old = slot_dir.with_name(f"{slot_dir.name}.tmp"), slot_dir.with_name(f"{slot_dir.name}.old")
-    for leftover in (building, old):
-        shutil.rmtree(leftover, ignore_errors=True)
+    building, old = _building(slot_dir), _replaced(slot_dir)
+    clear_leftovers(slot_dir)
     building.mkdir(parents=True)
     _write(building / "manifest.json", manifest)
     _write(building / "slot.json", msgspec.json.format(msgspec.json.encode(slot), indent=2))
@@ -60,6 +59,12 @@ def stage_slot(slot_dir: Path, manifest: bytes, *, slot: SlotFile, variant: Vari
     building.rename(slot_dir)
     sync(slot_dir.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def clear_leftovers(slot_dir: Path) -> None:
+    """Remove what a kill in mid-staging left beside a slot."""
+    for leftover in (_building(slot_dir), _replaced(slot_dir)):
+        shutil.rmtree(leftover, ignore_errors=True)
 
 
 def holds(slot_dir: Path, slot: SlotFile, *, variant: Variant) -> bool:
@@ -101,6 +106,14 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _building(slot_dir: Path) -> Path:
+    return slot_dir.with_name(f"{slot_dir.name}.tmp")
+
+
+def _replaced(slot_dir: Path) -> Path:
+    return slot_dir.with_name(f"{slot_dir.name}.old")
 
 
 def _write(path: Path, data: bytes) -> None:

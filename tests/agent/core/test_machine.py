@@ -33,13 +33,16 @@ PROVEN = replace(ORDER, id="dep-1", generation=1, version=1, slot="A", artifact=
 
 # Written out a second time, by hand: the table is the specification, and a change to it must be made twice.
 EXPECTED = """
-idle          ordered fetching | already_runs committed | order_refused refused | booted idle
-committed     ordered fetching | already_runs committed | order_refused refused | booted committed | late_evidence rolling_back
-rolled_back   ordered fetching | already_runs committed | order_refused refused | booted rolled_back | late_evidence rolling_back
-refused       ordered fetching | already_runs committed | order_refused refused | booted refused | late_evidence rolling_back
+idle          ordered fetching | already_runs committed | order_refused refused | booted idle | stumbled idle
+committed     ordered fetching | already_runs committed | order_refused refused | booted committed | stumbled committed
+committed     late_evidence rolling_back
+rolled_back   ordered fetching | already_runs committed | order_refused refused | booted rolled_back | stumbled rolled_back
+rolled_back   late_evidence rolling_back
+refused       ordered fetching | already_runs committed | order_refused refused | booted refused | stumbled refused
+refused       late_evidence rolling_back
 fetching      variant_chosen fetching | progressed fetching | fetched verifying | deploy_refused refused | deploy_failed fetching
 fetching      deploy_died fetching | deploy_died_again rolling_back | retry_due fetching | superseded rolling_back
-fetching      booted fetching | booted_again rolling_back
+fetching      booted fetching | booted_again rolling_back | steady fetching
 verifying     check_passed staged | check_failed rolling_back | superseded rolling_back | booted verifying | booted_again rolling_back
 staged        activation_begun activating | superseded rolling_back | booted staged | booted_again rolling_back
 activating    new_worker_ready probation | new_worker_failed rolling_back | superseded rolling_back
@@ -47,6 +50,12 @@ activating    booted activating | booted_again rolling_back
 probation     served probation | evidence rolling_back | probation_passed committed | superseded rolling_back
 probation     booted probation | booted_again rolling_back | control_lost rolling_back
 rolling_back  old_serves rolled_back | old_failed rolled_back | booted rolling_back | booted_again rolled_back
+fetching      stumbled fetching | stumbled_again rolling_back
+verifying     stumbled verifying | stumbled_again rolling_back
+staged        stumbled staged | stumbled_again rolling_back
+activating    stumbled activating | stumbled_again rolling_back
+probation     stumbled probation | stumbled_again rolling_back
+rolling_back  stumbled rolling_back | stumbled_again rolled_back
 """
 
 
