@@ -101,6 +101,7 @@ class Peer:
     client: mqtt.Client
     messages: list[tuple[str, bytes, bool]] = field(default_factory=list)  # topic, payload, retained
     granted: list[bool] = field(default_factory=list)  # one for each subscription that was answered
+    grants: list[bool] = field(default_factory=list)  # one for each topic
     connects: int = 0
     disconnects: int = 0
     published: set[int] = field(default_factory=set)
@@ -223,6 +224,7 @@ def _watch(peer: Peer, settled: threading.Event) -> None:
 
     def on_subscribe(_client: mqtt.Client, _user: Any, _mid: int, reasons: Any, _properties: Any) -> None:
         peer.granted.append(not reasons[0].is_failure)
+        peer.grants += [not reason.is_failure for reason in reasons]
 
     def on_publish(_client: mqtt.Client, _user: Any, mid: int, _reason: Any, _properties: Any) -> None:
         peer.published.add(mid)

@@ -37,7 +37,7 @@ max_payload: {max_payload}
 max_pending: 16MB
 max_connections: 200000
 write_deadline: "10s"
-jetstream {{ store_dir: {store}, max_mem: 64MB, max_file: {store_max_mb}MB }}
+jetstream {{ store_dir: {store}, max_mem: 64MB, max_file: {store_max_mb}MB{limits} }}
 mqtt {{
   listen: {listen}
   tls {{ {tls} }}
@@ -50,18 +50,21 @@ include {users}
 # When what was delivered and never acknowledged comes again, also to a session that has reconnected meanwhile. Longer than a
 # chunk group takes on a slow link, or the broker would send it twice.
 ACK_WAIT_S = 30
+# Every subscription of every device's session is a consumer of one stream. Since 2.15 a stream takes 1000 unless told otherwise: with
+# four subscriptions each, the 251st device would be connected and hear nothing.
+_NO_CONSUMER_LIMIT = ", limits: { default_max_consumers: -1 }"
 MAX_ACK_PENDING = 2000  # unacknowledged messages a subscription; the gateway's queue holds as many
 
 
 def embedded_broker(settings: Settings, *, authority: FileAuthority, rights: Iterable[BrokerRight], now: datetime) -> ProcessSpec:
     """Write the broker's configuration and table of users, and describe the process. Raises UnavailableError or InvalidInputError."""
     binary = find_binary(settings.broker)
-    check_version(binary)
+    version = check_version(binary)
     files = BrokerFiles.of(settings)
     names = {settings.broker.host, settings.broker.public_host, "localhost", "127.0.0.1"}
     keys = authority.issue_server_certificate(names, role="broker", now=now)
     NatsPermissions(files).apply(rights)
-    write_whole(files.config, broker_config(settings, files=files, keys=keys))
+    write_whole(files.config, broker_config(settings, files=files, keys=keys, version=version))
     return ProcessSpec(
         name="broker",
         argv=[str(binary), "-c", str(files.config)],
@@ -71,8 +74,8 @@ def embedded_broker(settings: Settings, *, authority: FileAuthority, rights: Ite
     )
 
 
-def broker_config(settings: Settings, *, files: BrokerFiles, keys: KeyFiles) -> str:
-    """The configuration's text."""
+def broker_config(settings: Settings, *, files: BrokerFiles, keys: KeyFiles, version: str) -> str:
+    """The configuration's text for this version of the broker."""
     # On one line: the broker's parser separates entries by commas or line ends.
     tls = ", ".join(
         f"{key}: {value}"
@@ -94,6 +97,7 @@ def broker_config(settings: Settings, *, files: BrokerFiles, keys: KeyFiles) -> 
         max_payload=MAX_PAYLOAD_BYTES + HEADER_ROOM,
         store=_path(files.store),
         store_max_mb=settings.broker.store_max_mb,
+        limits=_NO_CONSUMER_LIMIT if tuple(map(int, version.split("."))) >= (2, 15) else "",
         listen=json.dumps(f"[{host}]:{settings.broker.port}" if ":" in host else f"{host}:{settings.broker.port}"),
         ack_wait_s=ACK_WAIT_S,
         max_ack_pending=MAX_ACK_PENDING,

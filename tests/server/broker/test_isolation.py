@@ -373,3 +373,14 @@ def test_an_abrupt_end_publishes_the_last_will(broker: RunningBroker) -> None:
     connection.shutdown(socket.SHUT_RDWR)
     wait_until(lambda: gateway.messages, what="the last will")
     assert gateway.messages[0][:2] == ("covey/v1/d/cam-1/status", b"offline")
+
+
+@only_embedded
+def test_a_fleet_may_have_more_subscriptions_than_a_stream_takes_by_default(broker: RunningBroker) -> None:
+    """Each subscription of a persistent session is a consumer in the broker; here 35 sessions of one device make as many as a fleet."""
+    files, sessions, topics = broker.identity("cam-1"), 35, 30
+    for session in range(sessions):
+        device = broker.connect("cam-1", client_id=f"cam-1-{session}", clean=False, files=files)
+        device.client.subscribe([(f"covey/v1/a/{session:032x}{topic:032x}/0", 1) for topic in range(topics)])
+        wait_until(lambda device=device: len(device.grants) == topics, what="answers to all subscriptions")  # type: ignore[misc]  # bound now
+        assert all(device.grants), f"session {session}"

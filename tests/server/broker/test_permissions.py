@@ -185,7 +185,7 @@ def test_the_configuration_asks_every_listener_for_certificates_and_opens_no_mon
     settings = Settings(work_dir=tmp_path / 'a "quoted" folder')
     files = BrokerFiles.of(settings)
     keys = KeyFiles(tmp_path / "c.crt", tmp_path / "c.key", tmp_path / "ca.crt")
-    text = broker_config(settings, files=files, keys=keys)
+    text = broker_config(settings, files=files, keys=keys, version="2.15.1")
     assert text.count("verify_and_map: true") == 2
     assert 'listen: "127.0.0.1:-1"' in text
     assert 'listen: "127.0.0.1:8883"' in text
