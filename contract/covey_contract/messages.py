@@ -189,10 +189,10 @@ class WantChunks(Struct, frozen=True, tag="want_chunks", forbid_unknown_fields=T
 
 
 class WantMetadata(Struct, frozen=True, tag="want_metadata", forbid_unknown_fields=True):
-    """Ask for one TUF metadata file (`metadata/...`) or target (`targets/...`)."""
+    """Ask for one TUF metadata file (`metadata/...`), target (`targets/...`) or delta offer (`deltas/<base>/<target>`)."""
 
     id: IdField
-    name: Annotated[str, Meta(min_length=1, max_length=256, pattern=r"^(metadata|targets)/[A-Za-z0-9._/-]+$" + _END)]
+    name: Annotated[str, Meta(min_length=1, max_length=256, pattern=r"^(metadata|targets|deltas)/[A-Za-z0-9._/-]+$" + _END)]
     part: Count = 0
 
 
@@ -203,6 +203,26 @@ class MetadataPart(Struct, frozen=True, tag="metadata", forbid_unknown_fields=Tr
     part: Count
     parts: Count
     data: bytes = b""
+
+
+class DeltaState(Enum):
+    """Whether there is a delta between two artifacts."""
+
+    READY = "ready"
+    MAKING = "making"  # ask again in a few seconds
+    NONE = "none"  # there is none, and there will be none: fetch the whole artifact
+
+
+class DeltaOffer(Struct, frozen=True, tag="delta_offer", forbid_unknown_fields=True):
+    """The answer to a want of `deltas/<base>/<target>`: a BSDIFF40 patch, fetched in chunks like any artifact.
+
+    It is not signed and need not be: the signed manifest says what the result's digest must be, and a result without it is thrown away.
+    """
+
+    state: DeltaState
+    digest: str = ""  # of the patch
+    length: Count = 0
+    chunks: list[DigestField] = field(default_factory=list)  # of each CHUNK_BYTES of the patch, in order
 
 
 class Chunk(Struct, frozen=True, array_like=True):

@@ -23,6 +23,7 @@ WIRE_TYPES: tuple[type[msgspec.Struct], ...] = (
     messages.WantChunks,
     messages.WantMetadata,
     messages.MetadataPart,
+    messages.DeltaOffer,
     messages.Chunk,
     messages.Signed,
     messages.Desired,
