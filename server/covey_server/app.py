@@ -33,6 +33,7 @@ from covey_server.privacy import api as privacy_api
 from covey_server.releases import api as releases_api
 from covey_server.releases.build import Builder
 from covey_server.releases.delivery import Delivery, DeliveryLimits
+from covey_server.releases.deltas import DeltaDesk, DeltaMaker
 from covey_server.releases.director import FileDirector
 from covey_server.releases.handlers import want_handler
 from covey_server.releases.repository import TufRepository
@@ -120,7 +121,14 @@ def build_worker(parts: Parts) -> Worker:
     bulk_link = BrokerLink(
         host=settings.broker.host, port=settings.broker.port, keys=keys, on_message=lambda _message: None, subscribe=False
     )
-    delivery = Delivery(parts.db, parts.blobs, parts.repository, _BulkPublisher(bulk_link), bounds=DeliveryLimits.of(settings.delivery))
+    delivery = Delivery(
+        parts.db,
+        parts.blobs,
+        parts.repository,
+        _BulkPublisher(bulk_link),
+        deltas=DeltaDesk(parts.db, parts.blobs, settings.delivery),
+        bounds=DeliveryLimits.of(settings.delivery),
+    )
     devices_handlers.register(router)
     rollouts_handlers.register(router)
     telemetry_handlers.register(router)
@@ -135,6 +143,7 @@ def build_worker(parts: Parts) -> Worker:
         links=(main_link, bulk_link),
         delivery=delivery,
         builder=Builder(),
+        deltas=DeltaMaker(parts.db, parts.blobs, settings.delivery),
         keeper=keeper,
     )
 

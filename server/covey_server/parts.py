@@ -91,6 +91,10 @@ class BlobStore(Protocol):
         """Part of it; shorter at the end. Raises NotFoundError."""
         ...
 
+    def delete(self, digest: str) -> None:
+        """Forget it; one that is not there is no error."""
+        ...
+
     def path(self, digest: str) -> Path:
         """A local path that holds it, for reading only. Raises NotFoundError."""
         ...

@@ -108,6 +108,8 @@ class DeliverySettings(_Section):
     window_ms: float = Field(50.0, ge=0, le=5000, description="milliseconds that a request waits for the same one of other devices")
     max_inflight: int = Field(64, ge=1, le=1000, description="chunks that the broker may not have acknowledged yet")
     max_mb_per_s: float = Field(32.0, gt=0, description="MB of chunks sent per second on average")
+    delta_max_mb: float = Field(64.0, ge=0, description="MB of the largest artifact that gets deltas (20 times that in memory); 0: none")
+    delta_store_mb: float = Field(1024.0, gt=0, description="MB on disk for deltas; the oldest make room")
 
 
 class LogSettings(_Section):

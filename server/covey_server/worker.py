@@ -27,6 +27,7 @@ from covey_server.observability.service import store_counters
 from covey_server.parts import Parts
 from covey_server.releases.build import Builder
 from covey_server.releases.delivery import Delivery
+from covey_server.releases.deltas import DeltaMaker
 from covey_server.rollouts import service as rollouts
 from covey_server.telemetry import service as telemetry
 
@@ -53,6 +54,7 @@ class Worker:
     links: tuple[BrokerLink, BrokerLink]  # main, bulk
     delivery: Delivery
     builder: Builder
+    deltas: DeltaMaker
     keeper: RunKeeper | None
     _republished: int = 0  # connections of the main link when retained messages were last published anew
     _stop: threading.Event = field(default_factory=threading.Event)
@@ -74,6 +76,7 @@ class Worker:
         finally:
             self.delivery.stop()
             self.builder.close(self.parts)
+            self.deltas.close()
             self.gateway.stop()
             self.outbox.stop()
             for link in self.links:
@@ -93,6 +96,7 @@ class Worker:
         ticks = [
             _Tick("rollouts", 0.5, lambda: rollouts.tick_rollouts(parts, parts.clock())),
             _Tick("builds", 0.5, lambda: self.builder.tick_builds(parts, parts.clock())),
+            _Tick("deltas", 0.5, self.deltas.tick),
             _Tick("counters", 3.0, self._store_counters),
             # Repairs what an enrolment or revocation could not apply because the broker was away.
             _Tick("permissions", 10.0, lambda: parts.permissions.apply(broker_rights(parts.db))),

@@ -120,6 +120,10 @@ class MemoryBlobs:
         """Part of it."""
         return self.read(digest)[offset : offset + length]
 
+    def delete(self, digest: str) -> None:
+        """Forget it."""
+        self.blobs.pop(digest, None)
+
     def path(self, digest: str) -> Path:
         """A file with the bytes."""
         self.folder.mkdir(parents=True, exist_ok=True)

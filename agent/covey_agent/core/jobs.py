@@ -77,6 +77,7 @@ class Staged(Struct, frozen=True, tag="staged"):
     variant: str
     artifact: str
     manifest: str
+    fetched: str = ""  # how the artifact came: whole, as a delta, copied
 
 
 class DeployRefused(Struct, frozen=True, tag="deploy_refused"):

@@ -104,6 +104,7 @@ class Deployment:
     chunks_done: int = 0
     chunks_total: int = 0
     bytes_received: int = 0
+    fetched: str = ""  # how the artifact came: whole, as a delta, copied
     boots: int = 0  # since the last progress
     crashes: int = 0  # of the deploy child
     stumbles: int = 0  # in this state
@@ -136,6 +137,7 @@ class Happened:
     chunks_done: int = 0
     chunks_total: int = 0
     bytes_received: int = 0
+    fetched: str = ""
     served_s: float = 0.0
     rollback_ms: float | None = None
     connected: bool = False  # NEW_WORKER_READY: whether the control channel is there
@@ -376,7 +378,7 @@ def _advance(deployment: Deployment, happened: Happened) -> Deployment:
 
 def _complete(deployment: Deployment, happened: Happened) -> Deployment:
     artifact, variant = happened.artifact or deployment.artifact, happened.variant or deployment.variant
-    return replace(deployment, boots=0, reason="", artifact=artifact, variant=variant)
+    return replace(deployment, boots=0, reason="", artifact=artifact, variant=variant, fetched=happened.fetched)
 
 
 def _survive(deployment: Deployment, happened: Happened) -> Deployment:

@@ -148,6 +148,8 @@ class Hub:
         }
         if deployment.variant:
             values["variant"] = deployment.variant
+        if deployment.fetched:
+            values |= {"fetched": deployment.fetched, "bytes_received": deployment.bytes_received}
         if deployment.reason:
             values["reason"] = deployment.reason
         if deployment.rollback_ms is not None:

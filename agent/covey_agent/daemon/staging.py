@@ -87,7 +87,7 @@ class Staging:
                 )
                 self._tell(progress)
             case Staged():
-                self._finish(child, Happened(Event.FETCHED, variant=event.variant, artifact=event.artifact))
+                self._finish(child, Happened(Event.FETCHED, variant=event.variant, artifact=event.artifact, fetched=event.fetched))
             case DeployRefused():
                 self._finish(child, Happened(Event.DEPLOY_REFUSED, reason=event.reason))
             case DeployFailed():

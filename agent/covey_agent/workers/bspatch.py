@@ -130,5 +130,5 @@ class _Unpacked:
 
 
 def _number(data: bytes) -> int:
-    (value,) = _NUMBER.unpack(data)
+    value: int = _NUMBER.unpack(data)[0]
     return -(value & (_SIGN - 1)) if value & _SIGN else value

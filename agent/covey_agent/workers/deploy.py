@@ -17,6 +17,7 @@ from covey_agent.workers.errors import NetworkError, RefusedError, StorageError,
 from covey_agent.workers.fetch import Fetch, FetchPlace
 from covey_agent.workers.lines import Lines
 from covey_agent.workers.link import BulkLink
+from covey_agent.workers.offers import DeltaOffers
 from covey_agent.workers.partial import forget_other_artifacts
 from covey_agent.workers.stage import SlotFile, clear_leftovers, holds, stage_slot
 from covey_agent.workers.trust import TrustedMetadata
@@ -59,14 +60,18 @@ def deploy(job: DeployJob, link: BulkLink, lines: Lines) -> Staged:
     lines.emit(VariantChosen(variant=variant.name, artifact=variant.artifact, reason=choice.reason, manifest=ref.manifest))
     slot = SlotFile(ref.model, ref.version, ref.manifest, variant.name, variant.artifact, choice.reason)
     slot_dir, fetch_dir = Path(job.slot_dir), Path(job.state_dir) / "fetch"
+    how = "already in the slot"
     if not holds(slot_dir, slot, variant=variant):
         place = FetchPlace(fetch_dir, Path(job.active_artifact) if job.active_artifact else None, job.reserve_bytes)
-        fetch = Fetch(link, place, tell=lines.emit, clock=time.monotonic)
+        fetch = Fetch(link, place, tell=lines.emit, clock=time.monotonic, offers=DeltaOffers(link.fetch_part))
         stage_slot(slot_dir, manifest, slot=slot, variant=variant, data=fetch.obtain(variant))
+        how = fetch.how
     # Here and not only after staging: an earlier run of this job may have been killed just after it.
     clear_leftovers(slot_dir)
     forget_other_artifacts(fetch_dir, keep="")
-    return Staged(slot_dir=job.slot_dir, variant=variant.name, artifact=variant.artifact, manifest=ref.manifest)
+    return Staged(
+        slot_dir=job.slot_dir, variant=variant.name, artifact=variant.artifact, manifest=ref.manifest, fetched=how[:MAX_REASON_CHARS]
+    )
 
 
 def refuse_quarantined(choice: Choice, ref: ReleaseRef, *, quarantine: list[str]) -> None:

@@ -1,16 +1,25 @@
-"""Get an artifact onto this device's disk: from the serving slot if it is there, else chunk by chunk from the server."""
+"""Get an artifact onto this device's disk: from the serving slot if it is there, as a delta against it, else chunk by chunk.
 
+A delta is a short cut and never more: whatever is wrong with it, the whole artifact is fetched instead, and the digest in the signed
+manifest decides in either case. A delta that failed once is not tried again for this artifact.
+"""
+
+import hmac
 import logging
+import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from covey_agent.core.jobs import FetchProgress
+from covey_agent.workers.bspatch import apply_patch
 from covey_agent.workers.errors import NetworkError, RefusedError, UntrustedError
 from covey_agent.workers.link import ChunkSource
+from covey_agent.workers.offers import DeltaOffers
 from covey_agent.workers.partial import PartialArtifact, forget_other_artifacts
 from covey_agent.workers.stage import copy_verified, file_digest
+from covey_contract.messages import DeltaOffer
 from covey_contract.release import Variant
 
 logger = logging.getLogger(__name__)
@@ -31,8 +40,15 @@ class Fetch:
     """One artifact's way onto the disk. Telling the progress is throttled; the first and the last are always told."""
 
     def __init__(
-        self, source: ChunkSource, place: FetchPlace, *, tell: Callable[[FetchProgress], None], clock: Callable[[], float]
+        self,
+        source: ChunkSource,
+        place: FetchPlace,
+        *,
+        tell: Callable[[FetchProgress], None],
+        clock: Callable[[], float],
+        offers: DeltaOffers | None = None,
     ) -> None:
+        """`offers`: where deltas are asked for; None: whole artifacts only."""
         self._source = source
         self._place = place
         self._tell = tell
@@ -40,25 +56,75 @@ class Fetch:
         self._told_at = float("-inf")
         self._received = 0
         self._wrong = 0
+        self._offers = offers
+        self.how = ""  # how the artifact came, in words
 
     def obtain(self, variant: Variant) -> Path:
         """Return the path of the whole artifact. Raises NetworkError, RefusedError, UntrustedError or OSError."""
         self._place.folder.mkdir(parents=True, exist_ok=True)
         forget_other_artifacts(self._place.folder, keep=variant.artifact)
         self._admit(variant)
-        copied = self._copy_active(variant)
-        if copied is not None:
-            return copied
-        with PartialArtifact(self._place.folder, variant.artifact, length=variant.length, chunks=variant.chunks) as partial:
+        path = self._copy_active(variant) or self._patch_active(variant)
+        if path is not None:
+            return path
+        path = self._fetch_whole(self._place.folder, variant.artifact, length=variant.length, chunks=variant.chunks)
+        if path is None:
+            self.discard(variant)
+            raise UntrustedError(f"every chunk of {variant.name} is right but the whole is not: its manifest contradicts itself")
+        self.how = self.how or "whole"
+        return path
+
+    def _fetch_whole(self, folder: Path, digest: str, *, length: int, chunks: Sequence[str]) -> Path | None:
+        """Every chunk of an artifact or a delta; None if the whole is wrong though every chunk is right."""
+        with PartialArtifact(folder, digest, length=length, chunks=chunks) as partial:
             self._progress(partial, force=True)
             for group in range(partial.groups):
                 self._fetch_group(partial, group)
             self._progress(partial, force=True)
-            whole, path = partial.is_whole(), partial.path
-        if not whole:
-            self.discard(variant)
-            raise UntrustedError(f"every chunk of {variant.name} is right but the whole is not: its manifest contradicts itself")
-        return path
+            return partial.path if partial.is_whole() else None
+
+    def _patch_active(self, variant: Variant) -> Path | None:
+        """The artifact made of the serving one and a delta; None if it must be fetched whole."""
+        active, folder = self._place.active_artifact, self._place.folder / variant.artifact
+        target, given_up = folder / "data", folder / "no-delta"
+        if target.is_file() and not (folder / "bitmap").exists() and file_digest(target) == variant.artifact:
+            self.how = "delta"
+            return target  # patched before a kill
+        if active is None or self._offers is None or not active.is_file() or given_up.exists() or (folder / "bitmap").exists():
+            return None
+        offer = self._offers.find(file_digest(active), variant.artifact, length=variant.length)
+        if offer is None or self._free() < variant.length + offer.length + self._place.reserve_bytes:
+            return None
+        folder.mkdir(exist_ok=True)
+        try:
+            self._apply(active, offer, target, variant=variant)
+        except NetworkError:
+            if not self._received:  # a server that offers a delta and does not send it must not be asked for ever
+                given_up.touch()
+            raise
+        except (UntrustedError, OSError) as exc:
+            logger.warning("the delta could not be used, so the whole artifact is fetched: %s", exc)
+            self.how = f"whole, because the delta could not be used: {exc}"
+            given_up.touch()
+            shutil.rmtree(folder / "delta", ignore_errors=True)
+            return None
+        shutil.rmtree(folder / "delta", ignore_errors=True)
+        self.how = f"delta of {offer.length} bytes instead of {variant.length}"
+        return target
+
+    def _apply(self, active: Path, offer: DeltaOffer, target: Path, *, variant: Variant) -> None:
+        delta = self._fetch_whole(target.parent / "delta", offer.digest, length=offer.length, chunks=offer.chunks)
+        if delta is None:
+            raise UntrustedError("every chunk of the delta is right but the whole is not")
+        draft = target.with_name("patched")
+        with draft.open("wb") as new:
+            apply_patch(active, delta, new, length=variant.length)
+            new.flush()
+            os.fsync(new.fileno())
+        if not hmac.compare_digest(file_digest(draft), variant.artifact):
+            draft.unlink()
+            raise UntrustedError("what the delta makes is not what the signed manifest says")
+        draft.replace(target)
 
     def discard(self, variant: Variant) -> None:
         """Remove what was fetched: it is staged, or useless."""
@@ -67,11 +133,14 @@ class Fetch:
     def _admit(self, variant: Variant) -> None:
         held = _allocated(self._place.folder / variant.artifact / "data")
         needed = max(variant.length - held, 0) + self._place.reserve_bytes
-        free = shutil.disk_usage(self._place.folder).free
+        free = self._free()
         if free < needed:
             raise RefusedError(
                 f"no room: {variant.name} needs {variant.length} bytes and {self._place.reserve_bytes} must stay free, {free} are free"
             )
+
+    def _free(self) -> int:
+        return shutil.disk_usage(self._place.folder).free
 
     def _copy_active(self, variant: Variant) -> Path | None:
         active = self._place.active_artifact
@@ -83,6 +152,7 @@ class Fetch:
         if not copy_verified(active, target, digest=variant.artifact):
             return None
         logger.info("the artifact already serves here: copied, nothing is fetched")
+        self.how = "copied from the serving slot"
         return target
 
     def _fetch_group(self, partial: PartialArtifact, group: int) -> None:

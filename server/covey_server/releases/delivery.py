@@ -20,6 +20,7 @@ from typing import Protocol, Self
 
 from covey_contract import limits
 from covey_contract.codec import encode
+from covey_contract.deltas import PREFIX as DELTA_PREFIX
 from covey_contract.ids import DeviceId, Digest
 from covey_contract.messages import Chunk, MetadataPart, WantChunks, WantMetadata
 from covey_contract.topics import Channel, chunk_topic, device_topic
@@ -28,6 +29,7 @@ from covey_server.db import Database
 from covey_server.errors import CoveyServerError
 from covey_server.parts import BlobStore, Repository
 from covey_server.releases.coalesce import Coalescer, Group, TokenBucket, group_bits
+from covey_server.releases.deltas import DeltaDesk, delta_length
 from covey_server.releases.service import published_length
 from covey_server.releases.store import CorruptBlobError
 from covey_server.settings import DeliverySettings
@@ -90,6 +92,7 @@ class Delivery:
         repository: Repository,
         publisher: Publisher,
         *,
+        deltas: DeltaDesk | None = None,
         bounds: DeliveryLimits | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -98,6 +101,7 @@ class Delivery:
         self._publisher = publisher
         self._blobs = blobs
         self._repository = repository
+        self._deltas = deltas
         self._catalogue = _Catalogue(db, blobs, keep_s=self._bounds.catalogue_s)
         self._queue: Queue[tuple[DeviceId, Want, float]] = Queue(self._bounds.queue_length)
         self._coalescer = Coalescer(self._bounds.window_s)
@@ -188,7 +192,7 @@ class Delivery:
         if len(self._inflight) >= _METADATA_HEADROOM * self._bounds.max_inflight:
             self.counters["dropped_busy"] += 1
             return
-        data = self._repository.read_file(want.name)
+        data = self._read_file(want.name)
         parts = 0 if data is None else max(1, -(-len(data) // limits.METADATA_PART_BYTES))
         if data is not None and want.part >= parts:
             self._refuse("refused_out_of_range", device, f"{want.name} has {parts} parts, part {want.part} was wanted")
@@ -197,6 +201,11 @@ class Delivery:
         piece = b"" if data is None else data[start : start + limits.METADATA_PART_BYTES]
         self._send(device_topic(device, Channel.METADATA), encode(MetadataPart(id=want.id, part=want.part, parts=parts, data=piece)))
         self.counters["parts_sent" if parts else "parts_unknown"] += 1
+
+    def _read_file(self, name: str) -> bytes | None:
+        if not name.startswith(DELTA_PREFIX):
+            return self._repository.read_file(name)
+        return None if self._deltas is None else encode(self._deltas.offer(name))
 
     def _send(self, topic: str, payload: bytes) -> None:
         self._inflight.append(self._publisher.publish(topic, payload, 1))
@@ -253,7 +262,7 @@ class _Catalogue:
         if known is not None and now - known[0] < self._keep_s:
             return known[1]
         with self._db.read() as session:
-            length = published_length(session, digest)
+            length = published_length(session, digest) or delta_length(session, digest)
         if length is not None and digest not in self._sound:
             length = self._checked(digest, length)
         self._known[digest] = (now, length)

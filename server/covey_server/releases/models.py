@@ -74,6 +74,28 @@ class Variant(SQLModel, table=True):
     size_ratio: float | None = None  # float32 artifact of the same format / this one
 
 
+class DeltaRowState(StrEnum):
+    """Where a delta is."""
+
+    MAKING = "making"  # ordered; a worker makes it
+    READY = "ready"
+    NONE = "none"  # there will be none; the reason says why
+
+
+class Delta(SQLModel, table=True):
+    """A binary difference between two artifacts of one model, made once for all devices."""
+
+    __tablename__ = "deltas"
+    base: str = Field(primary_key=True)  # digest of the artifact that a device has
+    target: str = Field(primary_key=True, index=True)  # digest of the one that it wants
+    state: DeltaRowState = Field(default=DeltaRowState.MAKING, index=True)
+    digest: str = Field(default="", index=True)  # of the patch, in the blob store
+    length: int = 0
+    attempts: int = 0
+    reason: str = ""
+    created_at: datetime = Field(sa_type=UtcDateTime, default_factory=utc_now)
+
+
 class ReleaseBuild(SQLModel, table=True):
     """The order to build one release, and who works on it; a row, so that it outlives the worker."""
 

@@ -76,6 +76,10 @@ class FolderBlobStore:
             file.seek(offset)
             return file.read(length)
 
+    def delete(self, digest: str) -> None:
+        """Forget it; one that is not there is no error."""
+        self._place(digest).unlink(missing_ok=True)
+
     def path(self, digest: str) -> Path:
         """A local path that holds it, for reading only. Raises NotFoundError."""
         place = self._place(digest)

@@ -1,9 +1,10 @@
 """An artifact gets onto the disk whole or not at all, whatever comes over the wire, and a second try asks only for what is missing."""
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import bsdiff4
 import msgspec
 import pytest
 from tests.fakes.chunk_server import ChunkServer
@@ -12,9 +13,13 @@ from tests.fakes.tiny_releases import make_variant
 from covey_agent.core.jobs import FetchProgress
 from covey_agent.workers.errors import NetworkError, RefusedError, UntrustedError
 from covey_agent.workers.fetch import Fetch, FetchPlace
+from covey_agent.workers.offers import DeltaOffers
 from covey_agent.workers.partial import PartialArtifact
+from covey_contract.codec import digest_of, encode
+from covey_contract.deltas import delta_name
+from covey_contract.ids import Digest
 from covey_contract.limits import CHUNK_BYTES, GROUP_CHUNKS
-from covey_contract.messages import Chunk
+from covey_contract.messages import Chunk, DeltaOffer, DeltaState, MetadataPart
 from covey_contract.release import Variant
 
 DATA = random.Random(1).randbytes(CHUNK_BYTES * (GROUP_CHUNKS + 2) + 100)  # two groups; the last chunk is short
@@ -153,3 +158,115 @@ def test_a_digest_is_never_a_path(tmp_path: Path) -> None:
     evil: Variant = msgspec.structs.replace(VARIANT, artifact="../../etc")
     with pytest.raises(Exception, match="digest"):
         PartialArtifact(tmp_path, evil.artifact, length=evil.length, chunks=evil.chunks)
+
+
+OLD = DATA[:-100] + b"old" * 30
+PATCH = bsdiff4.diff(OLD, DATA)
+
+
+class DeltaServer(ChunkServer):
+    """Sends the delta's chunks under its digest and the artifact's under its own; what it offers can be changed."""
+
+    def __init__(self, patch: bytes = PATCH, **changes: object) -> None:
+        super().__init__(DATA)
+        self.patch = patch
+        self.offer = DeltaOffer(
+            state=DeltaState.READY,
+            digest=digest_of(patch),
+            length=len(patch),
+            chunks=[digest_of(patch[start : start + CHUNK_BYTES]) for start in range(0, len(patch), CHUNK_BYTES)],
+        )
+        self.offer = msgspec.structs.replace(self.offer, **changes)
+        self.asked_for_offers = 0
+
+    def chunks(self, digest: Digest, *, group: int, missing: Callable[[], int]) -> Iterator[Chunk]:
+        if digest == self.offer.digest:
+            wanted = missing()
+            yield from (Chunk(index=i, data=self.patch[i * CHUNK_BYTES : (i + 1) * CHUNK_BYTES]) for i in range(16) if wanted >> i & 1)
+        else:
+            yield from super().chunks(digest, group=group, missing=missing)
+
+    def fetch_part(self, name: str, part: int) -> MetadataPart:
+        self.asked_for_offers += 1
+        assert name == delta_name(digest_of(OLD), VARIANT.artifact)
+        return MetadataPart(id="x", part=part, parts=1, data=encode(self.offer))
+
+
+def fetch_over(folder: Path, server: DeltaServer) -> Fetch:
+    """A fetch on a device that serves OLD."""
+    active = folder / "active"
+    active.write_bytes(OLD)
+    offers = DeltaOffers(server.fetch_part, pause=lambda _: None, clock=iter(range(0, 10_000, 10)).__next__)
+    return Fetch(server, FetchPlace(folder / "fetch", active, 0), tell=lambda _: None, clock=lambda: 0.0, offers=offers)
+
+
+def test_a_delta_against_what_serves_makes_the_artifact(tmp_path: Path) -> None:
+    server = DeltaServer()
+    one = fetch_over(tmp_path, server)
+    assert one.obtain(VARIANT).read_bytes() == DATA
+    assert server.asked == [], "no chunk of the whole artifact was asked for"
+    assert one.how == f"delta of {len(PATCH)} bytes instead of {len(DATA)}"
+    assert len(PATCH) < len(DATA) / 8
+
+
+GARBLED = PATCH[:50] + bytes(20) + PATCH[70:]
+FOREIGN = bsdiff4.diff(OLD, DATA[:-1] + b"?")
+
+
+@pytest.mark.parametrize(
+    ("server", "why"),
+    [
+        (DeltaServer(GARBLED), "cannot be unpacked"),
+        (DeltaServer(FOREIGN), "not what the signed manifest says"),
+        (DeltaServer(b"BSDIFF40" + bytes(100)), "makes 0 bytes"),
+        (DeltaServer(digest="0" * 64), "the whole is not"),
+    ],
+    ids=["garbled", "of another file", "no patch", "another digest"],
+)
+def test_a_delta_that_is_wrong_costs_no_more_than_itself(tmp_path: Path, server: DeltaServer, why: str) -> None:
+    one = fetch_over(tmp_path, server)
+    assert one.obtain(VARIANT).read_bytes() == DATA
+    assert server.asked == [(0, 0xFFFF), (1, 0b111)]
+    assert why in one.how
+
+
+@pytest.mark.parametrize(
+    "server",
+    [
+        DeltaServer(state=DeltaState.NONE),
+        DeltaServer(state=DeltaState.MAKING),
+        DeltaServer(length=len(DATA)),
+        DeltaServer(length=0),
+        DeltaServer(chunks=["0" * 64] * 3),
+    ],
+    ids=["none", "never ready", "as long as the whole", "empty", "chunks do not fit"],
+)
+def test_an_offer_that_is_none_or_makes_no_sense_is_let_pass(tmp_path: Path, server: DeltaServer) -> None:
+    one = fetch_over(tmp_path, server)
+    assert one.obtain(VARIANT).read_bytes() == DATA
+    assert one.how == "whole"
+
+
+def test_a_delta_that_failed_is_not_tried_again_for_this_artifact(tmp_path: Path) -> None:
+    server = DeltaServer(GARBLED)
+    one = fetch_over(tmp_path, server)
+    one.obtain(VARIANT)
+    again = fetch_over(tmp_path, server)
+    assert again.obtain(VARIANT).read_bytes() == DATA
+    assert server.asked_for_offers == 1
+
+
+def test_a_patched_artifact_is_not_made_twice(tmp_path: Path) -> None:
+    server = DeltaServer()
+    fetch_over(tmp_path, server).obtain(VARIANT)
+    assert fetch_over(tmp_path, server).obtain(VARIANT).read_bytes() == DATA
+    assert server.asked_for_offers == 1
+
+
+def test_a_download_that_has_begun_goes_on_whole(tmp_path: Path) -> None:
+    server = DeltaServer()
+    with PartialArtifact(tmp_path / "fetch", VARIANT.artifact, length=VARIANT.length, chunks=VARIANT.chunks) as partial:
+        partial.store(server.chunk(0))
+    assert fetch_over(tmp_path, server).obtain(VARIANT).read_bytes() == DATA
+    assert server.asked_for_offers == 0
+    assert server.asked[0] == (0, 0xFFFE)
