@@ -20,6 +20,7 @@ from types import FrameType
 from covey_agent import __version__
 from covey_agent.adapters.children import ProcessChildren
 from covey_agent.adapters.clock import SystemClock
+from covey_agent.adapters.leaving import finish_leaving, refuse_decommissioned
 from covey_agent.adapters.ledger_file import LEDGER_NAME, LedgerFile
 from covey_agent.adapters.lock import StateLock
 from covey_agent.adapters.mqtt_paho import PahoBroker
@@ -33,6 +34,7 @@ from covey_agent.core.privacy import epsilon_of
 from covey_agent.daemon.aftercare import Aftercare
 from covey_agent.daemon.commands import Commands
 from covey_agent.daemon.deployments import Deployments
+from covey_agent.daemon.farewell import Farewell
 from covey_agent.daemon.health import HealthHook
 from covey_agent.daemon.hub import Hub
 from covey_agent.daemon.kit import Kit
@@ -78,6 +80,7 @@ class Outside:
 def run_agent(state_dir: Path, environment: Mapping[str, str]) -> None:
     """Run until SIGTERM or SIGINT. Raises CoveyAgentError if it cannot start."""
     settings = load_settings(state_dir, environment)
+    refuse_decommissioned(state_dir)
     identity = load_identity(state_dir).through(settings.broker.host, settings.broker.port)
     lock = StateLock.acquire(state_dir / "agent.lock")
     database = open_database(state_dir / DATABASE_NAME)
@@ -91,7 +94,9 @@ def run_agent(state_dir: Path, environment: Mapping[str, str]) -> None:
         sockets.close()
     finally:
         database.close()
+        finish_leaving(state_dir)  # under the lock: nobody starts while it wipes
         lock.release()
+    refuse_decommissioned(state_dir)
 
 
 def build_agent(
@@ -156,7 +161,14 @@ def _wire(hub: Hub, kit: Kit, slots: SlotFiles, *, store: SqliteState, database:
         epsilon_of=epsilon_of,
     )
     hub.commands = Commands(
-        kit, replies=hub.replies, runs=hub.runs, deployments=hub.deployments, renewals=hub.renewals, verifier=verifier, audience=hub
+        kit,
+        replies=hub.replies,
+        runs=hub.runs,
+        deployments=hub.deployments,
+        renewals=hub.renewals,
+        farewell=Farewell(kit, hub.replies),
+        verifier=verifier,
+        audience=hub,
     )
     hub.serving.listen(hub)
     hub.deployments.listen(hub)

@@ -15,6 +15,7 @@ COMMANDS = {
     "enroll": "turn an invitation token into this device's identity",
     "run": "run the agent in the foreground",
     "status": "what this agent is and does",
+    "identity": "the certificate: show it, or renew it now",
     "readings": "what waits on disk for the server",
     "quarantine": "what failed here and is not tried again",
     "ledger": "privacy charges, and epsilon recomputed from them",
@@ -23,7 +24,7 @@ COMMANDS = {
     "config": "settings with values and meanings",
 }
 EPILOG = """exit codes: 0 done, 1 a bug, 2 wrong usage, 3 the state directory is not as needed, 4 the server refused,
-5 the server cannot be reached, 6 another agent runs on this state directory, 7 not running (status --require-running)"""
+5 the server cannot be reached, 6 another agent runs on this state directory, 7 not running (status --require-running), 8 decommissioned"""
 
 
 def main(arguments: list[str] | None = None) -> None:

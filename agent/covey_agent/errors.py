@@ -9,6 +9,7 @@
 | 4 | the server refused: token used or expired, fingerprint of the fleet's CA does not match |
 | 5 | the server cannot be reached: may be tried again |
 | 6 | another agent runs on this state directory |
+| 8 | this device was decommissioned: it does not start again |
 """
 
 
@@ -46,6 +47,12 @@ class AlreadyRunningError(CoveyAgentError):
     """A second agent on one state directory."""
 
     exit_code = 6
+
+
+class DecommissionedError(CoveyAgentError):
+    """The fleet has retired this device."""
+
+    exit_code = 8
 
 
 class StoreError(CoveyAgentError):

@@ -10,13 +10,13 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 from types import FrameType
 
 from covey_server import outbox
 from covey_server.access.idempotency import prune_idempotency_keys
 from covey_server.access.logins import prune_logins
-from covey_server.devices import certificates
+from covey_server.devices import certificates, farewell
 from covey_server.devices.certificates import broker_rights
 from covey_server.federation.ticks import RunKeeper
 from covey_server.mqtt.gateway import Gateway
@@ -56,6 +56,7 @@ class Worker:
     builder: Builder
     deltas: DeltaMaker
     keeper: RunKeeper | None
+    _newest_revocation: datetime | None = None
     _republished: int = 0  # connections of the main link when retained messages were last published anew
     _stop: threading.Event = field(default_factory=threading.Event)
 
@@ -101,6 +102,13 @@ class Worker:
             # Repairs what an enrolment or revocation could not apply because the broker was away.
             _Tick("permissions", 10.0, lambda: parts.permissions.apply(broker_rights(parts.db))),
             _Tick("retained", 1.0, self._republish_retained),
+            _Tick("revocations", 1.0, self._apply_revocations),
+            _Tick("farewells", 60.0, lambda: self._in_transaction(farewell.end_unanswered)),
+            _Tick(
+                "expiry",
+                86400.0,
+                lambda: self._in_transaction(farewell.alert_expiring, alarm=timedelta(days=parts.settings.pki.alarm_days)),
+            ),
             _Tick("certificates", 0.5, lambda: certificates.settle(parts.db, parts.permissions, now=parts.clock())),
             _Tick("metadata", 600.0, lambda: parts.repository.refresh(parts.clock())),
             _Tick("pruning", 3600.0, self._prune),
@@ -124,6 +132,17 @@ class Worker:
             with self.parts.db.begin() as session:
                 rollouts.republish_desired(session)
         self._republished = connections
+
+    def _apply_revocations(self) -> None:
+        """Within a second of a clone, a farewell or a retired certificate; the "permissions" tick repairs what this one misses."""
+        newest = certificates.newest_revocation(self.parts.db)
+        if newest != self._newest_revocation:
+            self.parts.permissions.apply(broker_rights(self.parts.db))
+            self._newest_revocation = newest
+
+    def _in_transaction(self, act: Callable[..., None], **values: object) -> None:
+        with self.parts.db.begin() as session:
+            act(session, now=self.parts.clock(), **values)
 
     def _store_counters(self) -> None:
         counters = {("covey_mqtt_refused", reason): float(count) for reason, count in self.router.refused.items()}

@@ -203,15 +203,15 @@ class Fleet:
 
 
 @contextlib.contextmanager
-def live_fleet(folder: Path, *, devices: int) -> Iterator[Fleet]:
-    """Bring a fleet up and stop it at the end."""
+def live_fleet(folder: Path, *, devices: int, environment: dict[str, str] | None = None) -> Iterator[Fleet]:
+    """Bring a fleet up, with more settings of the server if given, and stop it at the end."""
     options = DemoOptions(devices=devices, partners=0, rounds=2, seed=7, work_dir=folder, stay=False, report=None)
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "narration.log").open("w", encoding="utf-8") as narration:
         stage = Stage(options, folder, Narrator(Console(file=narration, width=160)), Troupe(folder / "logs"))
         fleet = Fleet(stage)
         try:
-            with _environment(SERVER_ENVIRONMENT):
+            with _environment(SERVER_ENVIRONMENT | (environment or {})):
                 bring_up(stage)
             enrol(stage)
             yield fleet

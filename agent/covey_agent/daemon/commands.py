@@ -7,6 +7,7 @@ invitation is verified by the train child before anything of it happens.
 import logging
 
 from covey_agent.daemon.deployments import Audience, Deployments
+from covey_agent.daemon.farewell import Farewell
 from covey_agent.daemon.kit import Kit
 from covey_agent.daemon.renewals import Renewals
 from covey_agent.daemon.replies import Replies
@@ -14,7 +15,17 @@ from covey_agent.daemon.runs import Runs
 from covey_agent.daemon.verifying import Verdict, Verifier
 from covey_contract.codec import decode, decode_order
 from covey_contract.errors import ContractError
-from covey_contract.messages import Command, Desired, InviteToRun, Outcome, ReleaseQuarantine, RotateCertificate, Signed, StopRun
+from covey_contract.messages import (
+    Command,
+    Decommission,
+    Desired,
+    InviteToRun,
+    Outcome,
+    ReleaseQuarantine,
+    RotateCertificate,
+    Signed,
+    StopRun,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +41,7 @@ class Commands:
         runs: Runs,
         deployments: Deployments,
         renewals: Renewals,
+        farewell: Farewell,
         verifier: Verifier,
         audience: Audience,
     ) -> None:
@@ -38,6 +50,7 @@ class Commands:
         self._runs = runs
         self._deployments = deployments
         self._renewals = renewals
+        self._farewell = farewell
         self._verifier = verifier
         self._audience = audience
 
@@ -79,6 +92,8 @@ class Commands:
                 self._reply(command, Outcome.DONE, "" if known else "this digest was not in quarantine here")
             case RotateCertificate():
                 self._renewals.rotate(command)
+            case Decommission():
+                self._farewell.leave(command)
             case _:
                 raise ValueError(f"expected a command that the agent carries out itself, got {type(command).__name__}")
 

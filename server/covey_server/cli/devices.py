@@ -1,4 +1,4 @@
-"""`covey device`: list, show, invite, revoke, label."""
+"""`covey device`: list, show, invite, revoke, rotate, decommission, label."""
 
 from typing import Annotated, Any
 from uuid import uuid4
@@ -47,6 +47,10 @@ def show(device: DeviceArgument, as_json: JsonOption = False) -> None:
         ("certificate until", found["certificate_expires_at"]),
         ("training", found["training"] or "no"),
     ]
+    if found["clone_suspected_at"]:
+        rows.append(("CLONE", f"two machines speak with its identity since {found['clone_suspected_at']}"))
+    if found["decommission"]:
+        rows.append(("leaves", f"by {found['decommission_by']}" if found["decommission_by"] else "has left"))
     for slot in found["reported"].get("slots", []):
         rows.append((f"slot {slot['slot']}", f"{slot['model']} {slot['version']} {slot['variant']}" if slot["artifact"] else "empty"))
     rows += [("quarantined", f"{entry['digest'][:12]}  {entry['reason']}") for entry in found["quarantine"]]
@@ -81,6 +85,39 @@ def revoke(device: DeviceArgument, as_json: JsonOption = False) -> None:
         show_json(gone)
     else:
         say(f"{device} is revoked")
+
+
+@app.command()
+def rotate(device: DeviceArgument, as_json: JsonOption = False) -> None:
+    """Have a device renew its key and certificate now."""
+    with connect() as api:
+        sent = api.post(f"/devices/{device}/rotations", {})
+    if as_json:
+        show_json(sent)
+    else:
+        say(f"{device} is asked for a fresh key; `covey device show {device}` tells when it has connected by the new certificate")
+
+
+@app.command()
+def decommission(
+    device: DeviceArgument,
+    wipe: Annotated[bool, typer.Option("--wipe", help="Models, readings and keys are deleted there, if its own policy allows it.")] = False,
+    now: Annotated[bool, typer.Option("--now", help="Revoke at once, without asking the device.")] = False,
+    wait_hours: Annotated[float, typer.Option(help="Hours until it is revoked although it has not answered.")] = 168.0,
+    as_json: JsonOption = False,
+) -> None:
+    """Retire a device for good: it answers, stops, and wipes what its own policy lets go; then it is revoked."""
+    with connect() as api:
+        if now:
+            found = api.delete(f"/devices/{device}")
+        else:
+            found = api.post(f"/devices/{device}/decommission", {"wipe": wipe, "wait_hours": wait_hours})
+    if as_json:
+        show_json(found)
+    elif now:
+        say(f"{device} is revoked; it was not asked, so whatever it holds stays there")
+    else:
+        say(f"{device} is asked to leave; it is revoked when it has answered, at the latest in {wait_hours:g} hours")
 
 
 @app.command("label")

@@ -10,12 +10,14 @@ from covey_contract.messages import Profile
 from covey_server.access.guard import Admin, Operator, Viewer
 from covey_server.access.idempotency import Idempotent
 from covey_server.api_deps import Page, PageQuery, PartsDep, ReadSession, WriteSession, check_if_match, problems, with_etag
-from covey_server.devices import clones, service
+from covey_server.devices import clones, farewell, service
 from covey_server.devices.certificates import broker_rights
 from covey_server.devices.models import Device, DevicePresence, DeviceState
 from covey_server.devices.views import (
+    CommandView,
     DeviceDetail,
     DeviceView,
+    Farewell,
     InvitationView,
     LabelChange,
     NewInvitation,
@@ -78,6 +80,28 @@ def revoke_device(device: DevicePath, actor: Admin, parts: PartsDep) -> DeviceVi
         view = DeviceView.model_validate(service.revoke_device(session, device, actor=actor.name, now=parts.clock()))
     parts.permissions.apply(broker_rights(parts.db))
     return view
+
+
+@router.post("/devices/{device}/rotations", status_code=202, summary="Renew a device's key now", responses=problems(403, 404, 422))
+def rotate_certificate(device: DevicePath, actor: Operator, parts: PartsDep, session: WriteSession) -> CommandView:
+    """Ask the device for a fresh key. `certificate_serial` changes; the old certificate ends with the first connection by the new one."""
+    command = farewell.rotate_certificate(session, device, director=parts.director, actor=actor.name, now=parts.clock())
+    return CommandView(command=command)
+
+
+@router.post("/devices/{device}/decommission", status_code=202, summary="Retire a device for good", responses=problems(403, 404, 422))
+def decommission_device(device: DevicePath, body: Farewell, actor: Admin, parts: PartsDep, session: WriteSession) -> DeviceView:
+    """Ask the device to stop and, if its own policy allows it, to wipe itself. It is revoked with its answer or at the deadline."""
+    row = farewell.decommission_device(
+        session,
+        device,
+        wipe=body.wipe,
+        wait=timedelta(hours=body.wait_hours),
+        director=parts.director,
+        actor=actor.name,
+        now=parts.clock(),
+    )
+    return DeviceView.model_validate(row)
 
 
 @router.get("/invitations", summary="List invitations", responses=problems(422))

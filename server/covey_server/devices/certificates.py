@@ -170,6 +170,12 @@ def expiring(session: Session, *, before: datetime, limit: int = 500) -> list[De
     return list(session.exec(query.order_by(col(Device.certificate_expires_at)).limit(limit)))
 
 
+def newest_revocation(db: Database) -> datetime | None:
+    """When a certificate was last revoked or retired: when it changes, the broker's table must."""
+    with db.read() as session:
+        return session.exec(select(func.max(Certificate.revoked_at))).one()
+
+
 def proof_text(device: str, csr: str) -> bytes:
     """What the old key signs."""
     return PROOF_PREFIX + device.encode("ascii") + b"\0" + csr.encode("ascii")

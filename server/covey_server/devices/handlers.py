@@ -1,11 +1,11 @@
-"""The MQTT edge of the devices capability: `status`, `up/reported`, `up/renew`."""
+"""The MQTT edge of the devices capability: `status`, `up/reported`, `up/renew`, `up/reply`."""
 
 from sqlmodel import Session
 
 from covey_contract.ids import DeviceId
-from covey_contract.messages import Presence, Renewal, Reported, Status
+from covey_contract.messages import Presence, Renewal, Reply, Reported, Status
 from covey_contract.topics import Channel
-from covey_server.devices import certificates, clones, reports, service
+from covey_server.devices import certificates, clones, farewell, reports, service
 from covey_server.devices.models import DeviceState
 from covey_server.mqtt.router import Router
 from covey_server.parts import Parts
@@ -16,6 +16,7 @@ def register(router: Router) -> None:
     router.register(Channel.STATUS, on_status)
     router.register(Channel.REPORTED, on_reported)
     router.register(Channel.RENEW, on_renewal)
+    router.register(Channel.REPLY, on_reply)
 
 
 def on_status(parts: Parts, session: Session, device: DeviceId, message: Status) -> None:
@@ -26,6 +27,7 @@ def on_status(parts: Parts, session: Session, device: DeviceId, message: Status)
         clones.note_said(session, row, said, now=parts.clock(), on_clone=parts.settings.pki.on_clone)
         if row.state is not DeviceState.ACTIVE:
             return  # revoked just now, as a clone
+        farewell.send_decommission(session, row, director=parts.director)
     reports.note_status(session, device, message, now=parts.clock())
 
 
@@ -39,6 +41,11 @@ def on_reported(parts: Parts, session: Session, device: DeviceId, message: Repor
         return  # revoked just now, as a clone
     row = reports.note_reported(session, device, message, now=now)
     certificates.note_used(session, row, message.certificate, now=parts.clock())
+
+
+def on_reply(parts: Parts, session: Session, device: DeviceId, message: Reply) -> None:
+    """A device answers a command; only a farewell is of interest here."""
+    farewell.take_reply(session, device, message, now=parts.clock())
 
 
 def on_renewal(parts: Parts, session: Session, device: DeviceId, message: Renewal) -> None:

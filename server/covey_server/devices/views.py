@@ -72,6 +72,19 @@ class DeviceDetail(DeviceView):
         )
 
 
+class CommandView(ApiView):
+    """A command that was sent to a device."""
+
+    command: str = Field(description="its id; the device's answer names it")
+
+
+class Farewell(ApiInput):
+    """How a device shall leave."""
+
+    wipe: bool = Field(False, description="models, readings and keys are deleted there, if its own policy allows it; never the ledger")
+    wait_hours: float = Field(168.0, gt=0, le=2160, description="hours until it is revoked although it has not answered")
+
+
 class LabelChange(ApiInput):
     """Labels to set; null removes one, labels left out stay."""
 
