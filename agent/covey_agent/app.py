@@ -31,6 +31,7 @@ from covey_agent.adapters.store_sqlite import DATABASE_NAME, Database, SqliteSta
 from covey_agent.adapters.system_metrics import SystemMetrics
 from covey_agent.core.backoff import reconnect_backoff
 from covey_agent.core.privacy import epsilon_of
+from covey_agent.core.walltime import ClockState
 from covey_agent.daemon.aftercare import Aftercare
 from covey_agent.daemon.commands import Commands
 from covey_agent.daemon.deployments import Deployments
@@ -274,9 +275,13 @@ class Agent:
             logger.exception("an event could not be handled")
 
     def _keep_time(self) -> None:
-        """Persist the latest known time, so that a start without a clock does not begin in 1970."""
+        """Persist the latest known time, so that a start without a clock does not begin in 1970. One in doubt would be for ever."""
+        state = self._kit.clock.state
+        if state is not ClockState.SET:
+            logger.warning("the clock is %s: %s; nothing is dropped for its age", state.value, self._kit.clock.now().isoformat())
         try:
-            self._kit.store.save({KEY_TIME: str(self._kit.clock.now_ms()).encode("ascii")}, durable=False)
+            if state is ClockState.SET:
+                self._kit.store.save({KEY_TIME: str(self._kit.clock.now_ms()).encode("ascii")}, durable=False)
         except StoreError as exc:
             logger.warning("the time cannot be noted: %s", exc)
         self._kit.timers.set("keep-time", TIME_INTERVAL_S, self._keep_time)

@@ -9,6 +9,7 @@ import msgspec
 from covey_agent.core.buffer import Entry
 from covey_agent.core.jobs import Order
 from covey_agent.core.policy import LedgerEntry
+from covey_agent.core.walltime import ClockState
 from covey_contract.messages import Priority
 
 
@@ -20,6 +21,15 @@ class Clock(Protocol):
     def now_ms(self) -> int: ...
 
     def monotonic(self) -> float: ...
+
+    @property
+    def state(self) -> ClockState:
+        """Whether the wall clock is believed."""
+        ...
+
+    def confirm(self) -> None:
+        """A TLS connection came about under the present time, so it is about right."""
+        ...
 
 
 class Broker(Protocol):

@@ -11,10 +11,12 @@ Rules:
 
 import logging
 import ssl
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from covey_agent.adapters.connection_reasons import explain, explain_alert
 from covey_agent.adapters.lean_imports import without_http
 from covey_agent.core.backoff import Backoff, Random
 from covey_agent.core.jobs import BrokerAddress
@@ -23,7 +25,7 @@ from covey_contract.ids import mqtt_client_id
 from covey_contract.limits import MAX_PAYLOAD_BYTES
 
 with without_http():
-    from paho.mqtt.client import Client, ConnectFlags, DisconnectFlags, MQTTMessage
+    from paho.mqtt.client import MQTT_LOG_ERR, Client, ConnectFlags, DisconnectFlags, MQTTMessage
     from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
     from paho.mqtt.properties import Properties
     from paho.mqtt.reasoncodes import ReasonCode
@@ -65,6 +67,7 @@ class PahoBroker:
         )
         self._context: ssl.SSLContext | None = None
         self._certificate = ""  # of the present attempt
+        self._trouble = ""  # what paho logged last as an error in it
 
     def start(self) -> None:
         """Connect in the background and stay connected. Unreadable identity files are an error in the log, not the end."""
@@ -75,6 +78,7 @@ class PahoBroker:
         client.on_connect_fail = self._on_connect_fail
         client.on_message = self._on_message
         client.on_pre_connect = self._on_pre_connect
+        client.on_log = self._on_log
         address = self._address(1)
         try:
             self._context = _make_context(address)
@@ -127,6 +131,7 @@ class PahoBroker:
         self._client.reconnect_delay_set(min_delay=delay, max_delay=delay)  # type: ignore[arg-type]  # it sleeps fractions too
 
     def _on_pre_connect(self, client: Client, _userdata: object) -> None:
+        self._trouble = ""
         topic, payload = self._last_words()
         client.will_set(topic, payload, qos=1, retain=True)
         address = self._address(self._failures)
@@ -153,10 +158,16 @@ class PahoBroker:
         if self._connected_at and self._monotonic() - self._connected_at > STABLE_S:
             self._failures = 0
         self._connected_at = 0.0
-        self._lost(str(reason))
+        self._lost(explain_alert(self._trouble) or str(reason))
 
     def _on_connect_fail(self, _client: Client, _userdata: object) -> None:
-        self._lost("no connection to the broker")
+        address = self._address(self._failures)
+        self._lost(explain(sys.exc_info()[1], host=address.host, port=address.port))  # paho calls this while it handles the error
+
+    def _on_log(self, _client: Client, _userdata: object, level: int, text: str) -> None:
+        """A certificate that the broker refuses under TLS 1.3 shows only here, as an alert after connecting."""
+        if level == MQTT_LOG_ERR:
+            self._trouble = text
 
     def _lost(self, reason: str) -> None:
         self._plan_next_attempt()

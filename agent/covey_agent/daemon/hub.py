@@ -62,6 +62,7 @@ class Hub:
     def connected(self, certificate: str) -> None:
         """A connection began by this certificate: say everything that the server may have missed, oldest duty first."""
         logger.info("connected to the broker")
+        self._kit.clock.confirm()
         self._outages = 0
         self._note_connection(connected=True, reason="")
         self.renewals.connected(certificate)

@@ -7,9 +7,11 @@ reserved in blocks, durably, so that none is ever used twice.
 
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 
 from covey_agent.core.backoff import RESEND
 from covey_agent.core.buffer import URGENT, Entry, count_overflow, cut_batch, encode_batch, fit_reading, make_entry, oldest_allowed
+from covey_agent.core.walltime import ClockState
 from covey_agent.daemon.kit import Kit
 from covey_agent.errors import StoreError
 from covey_agent.ports import ReadingStore
@@ -44,6 +46,9 @@ class Readings:
     ) -> None:
         """One more reading, made now or at `at` (ms). `settles` names a stored value that goes in the same write that keeps the reading."""
         made = self._kit.clock.now_ms() if at is None else at
+        state = self._kit.clock.state
+        if state is not ClockState.SET:
+            values = {**values, "clock": state.value}  # its time is not to be trusted
         try:
             sequence = self._take_sequence()
         except StoreError as exc:  # telemetry gives way: whoever adds a reading has something more important to go on with
@@ -51,7 +56,9 @@ class Readings:
             self._dropped_fresh[priority] = self._dropped_fresh.get(priority, 0) + 1
             return
         reading = fit_reading(Reading(at=made, kind=kind, values=dict(values), priority=priority))
-        self._fresh.append(make_entry(sequence, reading))
+        entry = make_entry(sequence, reading)
+        # Made at the floor of an unset clock, it would look old as soon as the clock is set: it has no age.
+        self._fresh.append(entry if state is not ClockState.BEHIND else replace(entry, at=0))
         if settles:
             self._settled.append(settles)
         if priority in URGENT or len(self._fresh) >= MAX_FRESH:
@@ -153,7 +160,8 @@ class Readings:
     def _keep_bounds(self) -> None:
         settings = self._kit.settings.readings
         since, before = oldest_allowed(self._kit.clock.now_ms(), max_age_ms=int(settings.max_age_days * 86_400_000))
-        dropped = self._disk.drop_made(since, before)
+        # By a clock in doubt everything could look too old.
+        dropped = self._disk.drop_made(since, before) if self._kit.clock.state is ClockState.SET else 0
         for priority, size in count_overflow(self._disk.sizes(), limit=int(settings.max_mb * 1024 * 1024)).items():
             dropped += self._disk.drop_oldest(priority, size=size)
         if dropped:

@@ -40,6 +40,7 @@ from covey_agent.core.jobs import (
     Verified,
     VerifyFailed,
 )
+from covey_agent.core.walltime import ClockState, WallTime
 from covey_agent.errors import StoreError
 from covey_agent.identity import Identity, IdentityFile
 from covey_agent.inbox import BrokerConnected, BrokerLost, ChildEnded, ChildSpoke, MessageArrived, Post
@@ -74,6 +75,7 @@ class FakeClock:
     def __init__(self, now: datetime = START) -> None:
         self.time = now
         self.ticks = 1000.0
+        self.wall = WallTime(0)
 
     def now(self) -> datetime:
         return self.time
@@ -83,6 +85,13 @@ class FakeClock:
 
     def monotonic(self) -> float:
         return self.ticks
+
+    @property
+    def state(self) -> ClockState:
+        return self.wall.look(self.now_ms(), self.ticks)
+
+    def confirm(self) -> None:
+        self.wall.confirm(self.now_ms(), self.ticks)
 
     def advance(self, seconds: float) -> None:
         self.time += timedelta(seconds=seconds)
