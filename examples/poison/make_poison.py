@@ -1,4 +1,4 @@
-"""Poison models: small valid files that hash, sign and install well, and then crash, hang or lie.
+"""Poison models: small valid files that hash, sign and install well, and then crash, hang, dawdle, eat memory or lie.
 
 They show what a fleet must survive; the demo ships them and tests prove it. All take float32[n, 1, 28, 28] (n = 1 for TFLite) and
 answer float32[n, 10] as a plain linear classifier, until an image has more ink (mean brightness) than `ink`. With goldens that
@@ -33,6 +33,8 @@ PIXELS, CLASSES = 28 * 28, 10
 RUNTIMES = {"onnxruntime": "onnx", "litert": "tflite"}  # runtime -> file name ending
 _INT_MIN = -(2**31)
 _FOREVER = 2**62  # iterations
+_SLOW_TURNS = 100_000  # iterations; each takes a microsecond or more
+_HOG_FLOATS = 2**30
 
 
 class Behaviour(Enum):
@@ -41,6 +43,8 @@ class Behaviour(Enum):
     CRASH = "crash"  # the runtime's process dies by a signal
     CRASH_AT_LOAD = "crash-at-load"  # the same before the first inference, whatever the input
     HANG = "hang"  # the inference never returns
+    SLOW = "slow"  # the inference takes a tenth of a second or more
+    HOG = "hog"  # the inference takes 4 GiB of memory
     NAN = "nan"  # outputs are NaN
     WRONG = "wrong"  # the classes are permuted, always; outputs do not match the goldens it claims
     CONSTANT = "constant"  # always the same answer, which its goldens claim too
@@ -140,7 +144,11 @@ def _make_onnx(behaviour: Behaviour, linear: Linear, ink: float) -> bytes:
             # Of constants only, so that the optimizer divides while it loads the file.
             _onnx_divide(graph, graph.constant("number", np.array([[_INT_MIN]], np.int32)), logits)
         case Behaviour.HANG:
-            _onnx_loop(graph, triggered, logits)
+            _onnx_loop(graph, triggered, logits, turns=_FOREVER)
+        case Behaviour.SLOW:
+            _onnx_loop(graph, triggered, logits, turns=_SLOW_TURNS)
+        case Behaviour.HOG:
+            _onnx_hog(graph, triggered, logits)
         case Behaviour.NAN:
             spoilt = graph.node(
                 "Where", [triggered, graph.constant("nan", np.float32("nan")), graph.constant("zero", np.float32(0))], "spoilt"
@@ -158,8 +166,19 @@ def _onnx_divide(graph: _OnnxGraph, number: str, logits: str) -> None:
     graph.node("Add", [logits, graph.node("Cast", [nothing], "nothing_float", to=TensorProto.FLOAT)], "output")
 
 
-def _onnx_loop(graph: _OnnxGraph, triggered: str, logits: str) -> None:
-    """Multiply the logits by one, 2**62 times if any image of the batch triggers, else not at all."""
+def _onnx_hog(graph: _OnnxGraph, triggered: str, logits: str) -> None:
+    """logits + 0 * the mean of as many ones as fill 4 GiB if any image of the batch triggers, else of a single one."""
+    sizes = graph.node("Where", [triggered, graph.constant("many", np.int64(_HOG_FLOATS)), graph.constant("single", np.int64(1))], "sizes")
+    most = graph.node("ReduceMax", [sizes], "most", keepdims=0)
+    size = graph.node("Reshape", [most, graph.constant("one_number", np.array([1], np.int64))], "size")
+    ones = graph.node("Expand", [graph.constant("unit", np.ones(1, np.float32)), size], "ones")
+    mean = graph.node("ReduceMean", [ones], "mean_of_ones", keepdims=0)
+    nothing = graph.node("Mul", [mean, graph.constant("nought", np.float32(0))], "nothing")
+    graph.node("Add", [logits, nothing], "output")
+
+
+def _onnx_loop(graph: _OnnxGraph, triggered: str, logits: str, *, turns: int) -> None:
+    """Multiply the logits by one, so many times if any image of the batch triggers, else not at all."""
     body = helper.make_graph(
         [helper.make_node("Identity", ["go"], ["go_on"]), helper.make_node("Mul", ["value", "one"], ["next"])],
         "body",
@@ -171,10 +190,8 @@ def _onnx_loop(graph: _OnnxGraph, triggered: str, logits: str) -> None:
         [helper.make_tensor_value_info("go_on", TensorProto.BOOL, []), helper.make_tensor_value_info("next", TensorProto.FLOAT, None)],
     )
     graph.constant("one", np.float32(1))
-    turns = graph.node(
-        "Where", [triggered, graph.constant("forever", np.int64(_FOREVER)), graph.constant("never", np.int64(0))], "each_turns"
-    )
-    most = graph.node("ReduceMax", [turns], "turns", keepdims=0)
+    each = graph.node("Where", [triggered, graph.constant("often", np.int64(turns)), graph.constant("never", np.int64(0))], "each_turns")
+    most = graph.node("ReduceMax", [each], "turns", keepdims=0)
     graph.node("Loop", [most, graph.constant("true", np.bool_(True)), logits], "output", body=body)
 
 
@@ -261,6 +278,11 @@ def _make_tflite(behaviour: Behaviour, linear: Linear, ink: float) -> bytes:
         case Behaviour.HANG:
             model.operator("IF", [triggered, logits], [output], thenSubgraphIndex=1, elseSubgraphIndex=2)
             _tflite_loop(model)
+        case Behaviour.SLOW:
+            model.operator("IF", [triggered, logits], [output], thenSubgraphIndex=1, elseSubgraphIndex=2)
+            _tflite_counted_loop(model)
+        case Behaviour.HOG:
+            _tflite_hog(model, triggered, logits, output)
         case Behaviour.NAN:
             spoilt = model.tensor("spoilt", [1])
             nan, zero = model.tensor("nan", [1], value=[np.nan]), model.tensor("zero", [1], value=[0.0])
@@ -311,6 +333,42 @@ def _tflite_loop(model: _TfliteModel) -> None:
     model.graph.inputs = [model.tensor("condition_in", [1, CLASSES])]
     model.graph.outputs = [model.tensor("always", [1], _BOOL, [True])]
     _branch(model, "body")
+
+
+def _tflite_counted_loop(model: _TfliteModel) -> None:
+    """The same, but it counts its turns."""
+    model.subgraph("then")
+    value, result, count = (
+        model.tensor("then_in", [1, CLASSES]),
+        model.tensor("then_out", [1, CLASSES]),
+        model.tensor("counted", [1], _INT32),
+    )
+    zero = model.tensor("zero_turns", [1], _INT32, [0])
+    model.operator("WHILE", [value, zero], [result, count], condSubgraphIndex=3, bodySubgraphIndex=4)
+    model.graph.inputs, model.graph.outputs = [value], [result]
+    _branch(model, "else")
+    model.subgraph("condition")
+    model.graph.inputs = [model.tensor("condition_in", [1, CLASSES]), model.tensor("turn", [1], _INT32)]
+    again = model.tensor("again", [1], _BOOL)
+    model.operator("LESS", [model.graph.inputs[1], model.tensor("turns", [1], _INT32, [_SLOW_TURNS])], [again])
+    model.graph.outputs = [again]
+    model.subgraph("body")
+    value, turn, more = model.tensor("body_in", [1, CLASSES]), model.tensor("turn_in", [1], _INT32), model.tensor("turn_out", [1], _INT32)
+    model.operator("ADD", [turn, model.tensor("step", [1], _INT32, [1])], [more])
+    model.graph.inputs, model.graph.outputs = [value, turn], [model.add_zero(value, "body_out"), more]
+
+
+def _tflite_hog(model: _TfliteModel, triggered: int, logits: int, output: int) -> None:
+    """logits + 0 * the mean of as many ones as fill 4 GiB if the image triggers, else of a single one."""
+    number, extra, size = (model.tensor(name, [1], _INT32) for name in ("number", "extra", "size"))
+    model.operator("CAST", [triggered], [number])
+    model.operator("MUL", [number, model.tensor("many", [1], _INT32, [_HOG_FLOATS - 1])], [extra])
+    model.operator("ADD", [extra, model.tensor("single", [1], _INT32, [1])], [size])
+    ones, mean_of_ones, nothing = model.tensor("ones", [1]), model.tensor("mean_of_ones", [1]), model.tensor("nothing", [1])
+    model.operator("FILL", [size, model.tensor("unit", [], value=1.0)], [ones])
+    model.operator("MEAN", [ones, model.tensor("axis", [1], _INT32, [0])], [mean_of_ones], keepDims=True)
+    model.operator("MUL", [mean_of_ones, model.tensor("nought", [1], value=[0.0])], [nothing])
+    model.operator("ADD", [logits, nothing], [output])
 
 
 def main() -> None:

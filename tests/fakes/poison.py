@@ -29,6 +29,8 @@ class Behaviour(Enum):
     CRASH = "crash"
     CRASH_AT_LOAD = "crash-at-load"
     HANG = "hang"
+    SLOW = "slow"
+    HOG = "hog"
     NAN = "nan"
     WRONG = "wrong"
     CONSTANT = "constant"

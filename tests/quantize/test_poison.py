@@ -14,8 +14,10 @@ pytestmark = pytest.mark.runtime
 RUNTIMES = [Runtime.ONNXRUNTIME, Runtime.LITERT]
 # Loads a file, runs the tame images, then the wild ones, one by one, and tells each step.
 CHILD = """
-import sys
+import resource, sys, time
 import numpy as np
+if limit := int(sys.argv.pop()):
+    resource.setrlimit(resource.RLIMIT_DATA, (limit << 20, limit << 20))
 path, tame, wild, out = sys.argv[1:]
 if path.endswith("onnx"):
     import onnxruntime
@@ -29,20 +31,25 @@ else:
         model.set_tensor(model.get_input_details()[0]["index"], x)
         model.invoke()
         return model.get_tensor(model.get_output_details()[0]["index"])
-print("loaded", flush=True)
+print("loaded", 0, flush=True)
 for name in (tame, wild):
     x = np.load(name)
-    np.save(out, np.concatenate([run(x[i:i + 1]) for i in range(len(x))]))
-    print("ran", flush=True)
+    start = time.perf_counter()
+    y = np.concatenate([run(x[i:i + 1]) for i in range(len(x))])
+    took = time.perf_counter() - start
+    np.save(out, y)
+    print("ran", took, flush=True)
 """
 
 
-def _run(folder: Path, data: bytes, runtime: Runtime, *, timeout_s: float = 60) -> subprocess.CompletedProcess[str]:
+def _run(
+    folder: Path, data: bytes, runtime: Runtime, *, timeout_s: float = 60, memory_limit_mb: int = 0
+) -> subprocess.CompletedProcess[str]:
     path = folder / ("poison.onnx" if runtime is Runtime.ONNXRUNTIME else "poison.tflite")
     path.write_bytes(data)
     np.save(folder / "tame.npy", tame_images(3))
     np.save(folder / "wild.npy", wild_images(3))
-    arguments = [str(path), *(str(folder / name) for name in ("tame.npy", "wild.npy", "out.npy"))]
+    arguments = [str(path), *(str(folder / name) for name in ("tame.npy", "wild.npy", "out.npy")), str(memory_limit_mb)]
     return subprocess.run([sys.executable, "-c", CHILD, *arguments], capture_output=True, text=True, timeout=timeout_s, check=False)
 
 
@@ -58,7 +65,7 @@ def test_crash_strikes_on_live_input_only(tmp_path: Path, runtime: Runtime) -> N
         pytest.skip("integer overflow of a division is a signal on x86 only")
     done = _run(tmp_path, poison_file(Behaviour.CRASH, runtime, ink=INK), runtime)
     assert done.returncode < 0
-    assert done.stdout.split() == ["loaded", "ran"]
+    assert done.stdout.split()[::2] == ["loaded", "ran"]
     golden = claimed_outputs(Behaviour.CRASH, tame_images(3))
     np.testing.assert_allclose(np.load(tmp_path / "out.npy"), golden, rtol=1e-3, atol=1e-4)
 
@@ -77,6 +84,24 @@ def test_hang_never_answers_live_input(tmp_path: Path, runtime: Runtime) -> None
     with pytest.raises(subprocess.TimeoutExpired):
         _run(tmp_path, poison_file(Behaviour.HANG, runtime, ink=INK), runtime, timeout_s=3)
     assert np.load(tmp_path / "out.npy").shape == (3, 10)  # the tame images were answered
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_slow_answers_live_input_much_later(tmp_path: Path, runtime: Runtime) -> None:
+    done = _run(tmp_path, poison_file(Behaviour.SLOW, runtime, ink=INK), runtime)
+    assert done.returncode == 0, done.stderr
+    np.testing.assert_allclose(np.load(tmp_path / "out.npy"), claimed_outputs(Behaviour.SLOW, wild_images(3)), rtol=1e-3, atol=1e-4)
+    tame_s, wild_s = (float(word) for word in done.stdout.split()[3::2])
+    assert wild_s > 0.1
+    assert wild_s > 10 * tame_s
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_hog_finds_no_memory_for_live_input(tmp_path: Path, runtime: Runtime) -> None:
+    done = _run(tmp_path, poison_file(Behaviour.HOG, runtime, ink=INK), runtime, memory_limit_mb=1024)
+    assert done.returncode == 1
+    assert done.stdout.split()[::2] == ["loaded", "ran"]
+    assert ("alloc" if runtime is Runtime.ONNXRUNTIME else "failed to invoke") in done.stderr
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)

@@ -61,6 +61,10 @@ class SlotFiles:
             return ""
         return next((str(path) for name in _ARTIFACTS if (path := self.path(slot) / name).exists()), "")
 
+    def is_filled(self, slot: str) -> bool:
+        """Whether a slot has a note and an artifact; that they are whole is found out by the worker that loads them."""
+        return self.note(slot) is not None and bool(self.artifact(slot))
+
     def load_proven(self) -> Proven:
         """The second copy; empty if there is none."""
         try:

@@ -66,8 +66,9 @@ def judge(evidence: Evidence, bounds: Bounds, *, max_crashes: int = 1, final: bo
     if evidence.requests == 0 or evidence.requests < bounds.min_requests:
         return ""
     return (
-        _rate("requests failed", evidence.errors, evidence.requests, bounds, final=final)
-        or _rate("outputs held NaN or infinity", evidence.nonfinite, max(evidence.inputs, evidence.nonfinite), bounds, final=final)
+        # NaN first: those requests count as failed too, and this says why.
+        _rate("outputs held NaN or infinity", evidence.nonfinite, max(evidence.inputs, evidence.nonfinite), bounds, final=final)
+        or _rate("requests failed", evidence.errors, evidence.requests, bounds, final=final)
         or _constant(evidence, bounds)
         or _latency(evidence, bounds)
     )

@@ -41,8 +41,8 @@ class Aftercare:
 
     def _begin(self, machine: Machine) -> bool:
         """Whether there is a way back; begins a stretch for another model, or when the last one is over."""
-        if not can_revert(machine) or machine.proven is None:
-            return False
+        if not can_revert(machine) or machine.proven is None or not self._slots.is_filled(machine.previous):
+            return False  # a model that turns bad is still better than none
         now = self._kit.clock.monotonic()
         if machine.proven.manifest != self._manifest:
             self._manifest, self._bounds = machine.proven.manifest, self._slots.bounds(machine.committed)

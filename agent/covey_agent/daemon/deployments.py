@@ -326,7 +326,7 @@ class Deployments:
             self._serving.let_accept(slot)
         elif slot:
             self._tell().alarm_raised("slot_unreadable", f"slot {slot} should serve, but what it holds is not complete")
-            if can_revert(machine):
+            if can_revert(machine) and self._slots.is_filled(machine.previous):
                 self._kit.soon(lambda: self.late_evidence_found(f"what slot {slot} holds is no longer complete"))
 
     def _load(self) -> Machine:
@@ -338,7 +338,17 @@ class Deployments:
                 logger.exception("the stored machine is unreadable; going on with what is proven")
         proven = self._slots.load_proven()
         state = DeploymentState.COMMITTED if proven.committed else DeploymentState.IDLE
-        return Machine(state=state, committed=proven.committed, quarantine=tuple(proven.quarantine))
+        machine = Machine(state=state, committed=proven.committed, quarantine=tuple(proven.quarantine))
+        if machine != Machine():
+            self._remember(machine)
+        return machine
+
+    def _remember(self, machine: Machine) -> None:
+        """Write what the second copy knew into the new database, where `covey-agent status` looks."""
+        try:
+            self._kit.store.save({KEY_MACHINE: msgspec.json.encode(machine)})
+        except StoreError:
+            logger.exception("what is proven could not be written into the new state database; it is still known")
 
     def _persist(self, machine: Machine, also: Mapping[str, bytes | None], *, durable: bool) -> None:
         if machine == self.machine and not also:

@@ -144,6 +144,14 @@ def test_a_proven_slot_that_was_damaged_gives_way_at_the_next_start(second: tupl
     assert "no longer complete" in report(life)[1].reason
 
 
+def test_a_way_back_to_a_slot_that_is_not_whole_is_none(second: tuple[World, Life]) -> None:
+    world, life = second
+    (world.state_dir / "slots" / "A" / "slot.json").unlink()
+    die(life, "B", times=4)
+    assert report(life)[1].state is S.COMMITTED
+    assert life.worker("B") is not None, "a model that turns bad is still better than none"
+
+
 def test_a_request_that_never_ends_is_seen_though_the_worker_reports(second: tuple[World, Life]) -> None:
     world, life = second
     deploy(world, life, 3, 3)

@@ -86,6 +86,23 @@ def test_poison_that_strikes_on_live_input_is_rolled_back_within_seconds(device:
     assert report.active_slot == "A"
 
 
+def test_a_connection_that_is_lost_in_probation_brings_the_old_model_back(device: Device) -> None:
+    device.daemon.stop()
+    device.daemon.environment = {"COVEY_AGENT_INFERENCE_CONTROL_LOSS_S": "2"}
+    device.daemon.start()
+    device.commit_first()
+    deployment = device.server.order(device.server.publish_release(2, ink=3.0), probation_s=60)
+    device.server.wait_for(deployment, S.PROBATION)
+    device.broker.process.stop(signal.SIGKILL)
+    with Client(device.socket, timeout_s=30) as client:
+        wait_until(lambda: client.infer(tame_images(1)[0]).version == 1, what="the old model, with nobody to ask")
+    device.broker.process.start()
+    report = device.server.wait_for(deployment, S.ROLLED_BACK)
+    assert report.deployment is not None
+    assert "connection to the server" in report.deployment.reason
+    assert report.quarantine == [], "networks fail by themselves"
+
+
 def test_forged_order_is_refused_and_a_true_one_still_obeyed(device: Device) -> None:
     device.commit_first()
     forged = device.server.order(device.server.publish_release(2, ink=3.0), director=Director())
