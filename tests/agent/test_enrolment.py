@@ -2,6 +2,7 @@
 
 import base64
 import json
+import shutil
 import socket
 import stat
 from collections.abc import Callable, Iterator
@@ -9,8 +10,11 @@ from pathlib import Path
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
 from tests.fakes.agent.edge import Authority, EnrolmentEdge
 
+from covey_agent.adapters.lock import StateLock
 from covey_agent.cli import main
 from covey_agent.identity import load_identity
 
@@ -61,7 +65,7 @@ def test_enrolling_twice_is_refused_and_says_how(edge: EnrolmentEdge, state_dir:
     enroll(edge.token(), state_dir)
     before = {path.name: path.read_bytes() for path in (state_dir / "identity").iterdir()}
     assert enroll(edge.token("cam-2"), state_dir) == 3
-    assert "move" in capsys.readouterr().err
+    assert "--replace" in capsys.readouterr().err
     assert {path.name: path.read_bytes() for path in (state_dir / "identity").iterdir()} == before
     assert len(edge.requests) == 1, "the second token was not even used"
 
@@ -143,3 +147,85 @@ def test_left_over_of_a_power_cut_does_not_stand_in_the_way(edge: EnrolmentEdge,
     (state_dir / "identity.tmp").mkdir(parents=True)
     (state_dir / "identity.tmp" / "device.key").write_text("half")
     assert enroll(edge.token(), state_dir) == 0
+
+
+def test_a_new_identity_takes_the_place_of_the_old_one_and_everything_else_stays(edge: EnrolmentEdge, state_dir: Path) -> None:
+    enroll(edge.token(), state_dir)
+    (state_dir / "slots").mkdir()
+    (state_dir / "ledger.jsonl").write_text("mine")
+    (state_dir / "tuf" / "root.json").write_text("trusted")
+    (state_dir / "decommissioned.json").write_text("{}")
+    old = (state_dir / "identity" / "device.key").read_bytes()
+    assert enroll(edge.token(t="secret-2"), state_dir, "--replace") == 0
+    assert (state_dir / "identity" / "device.key").read_bytes() != old
+    assert (state_dir / "tuf" / "root.json").read_text() == "trusted"
+    names = sorted(path.name for path in state_dir.iterdir())
+    assert names == ["agent.lock", "identity", "ledger.jsonl", "slots", "tuf"]
+
+
+@pytest.mark.parametrize("other", ["device", "profile", "fleet"])
+def test_only_the_same_device_of_the_same_fleet_replaces_an_identity(
+    edge: EnrolmentEdge, state_dir: Path, tmp_path: Path, other: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    enroll(edge.token(), state_dir)
+    before = {path.name: path.read_bytes() for path in (state_dir / "identity").iterdir()}
+    more = ["--profile", "partner"] if other == "profile" else []
+    changes = {"fp": "0" * 64} if other == "fleet" else {}
+    assert enroll(edge.token("cam-2" if other == "device" else "cam-1", **changes), state_dir, "--replace", *more) == 3
+    assert "use another --state-dir" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in (state_dir / "identity").iterdir()} == before
+
+
+def test_a_replacement_that_fails_leaves_the_old_identity(edge: EnrolmentEdge, state_dir: Path) -> None:
+    enroll(edge.token(), state_dir)
+    before = {path.name: path.read_bytes() for path in (state_dir / "identity").iterdir()}
+    edge.problem = (403, b"{}")
+    assert enroll(edge.token(), state_dir, "--replace") == 4
+    assert {path.name: path.read_bytes() for path in (state_dir / "identity").iterdir()} == before
+
+
+@pytest.mark.parametrize("cut", ["before the old one goes", "between the renames", "before the old one is deleted"])
+def test_a_replacement_that_was_cut_off_leaves_a_whole_identity(edge: EnrolmentEdge, state_dir: Path, cut: str) -> None:
+    enroll(edge.token(), state_dir)
+    identity = state_dir / "identity"
+    if cut != "before the old one is deleted":
+        shutil.copytree(identity, state_dir / "identity.new")
+    if cut != "before the old one goes":
+        shutil.copytree(identity, state_dir / "identity.old")
+    if cut == "between the renames":
+        shutil.rmtree(identity)
+    assert load_identity(state_dir).file.device == "cam-1"
+    assert load_identity(state_dir).is_complete(0)
+    assert enroll(edge.token(), state_dir, "--replace") == 0
+
+
+def test_a_running_agent_keeps_its_identity(edge: EnrolmentEdge, state_dir: Path) -> None:
+    enroll(edge.token(), state_dir)
+    lock = StateLock.acquire(state_dir / "agent.lock")
+    assert enroll(edge.token(), state_dir, "--replace") == 6
+    lock.release()
+
+
+def test_a_key_is_renewed_by_https_by_the_command(edge: EnrolmentEdge, state_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The whole child over a real TLS listener: the request is signed by the old key, the answer installed as the next generation."""
+    enroll(edge.token(), state_dir)
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        main(["identity", "renew", "--state-dir", str(state_dir)])
+    assert ended.value.code == 0
+    assert edge.paths[-1] == "/edge/v1/renew"
+    asked = edge.requests[-1]
+    certificate = x509.load_pem_x509_certificate((state_dir / "identity" / "device.crt").read_bytes())
+    assert asked["serial"] == f"{certificate.serial_number:x}"
+    key = certificate.public_key()
+    assert isinstance(key, ec.EllipticCurvePublicKey)
+    proof = b"covey renewal\0cam-1\0" + asked["csr"].encode()
+    key.verify(base64.b64decode(asked["signature"]), proof, ec.ECDSA(hashes.SHA256()))
+    current = load_identity(state_dir).current
+    assert (current.generation, current.proven) == (1, False)
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        main(["identity", "--json", "--state-dir", str(state_dir)])
+    shown = json.loads(capsys.readouterr().out)
+    assert (shown["generation"], shown["proven"], shown["on_expiry"]) == (1, False, "re-enrol")
+    assert 29 < shown["days_left"] <= 30

@@ -109,6 +109,16 @@ def test_the_device_renews_by_itself_when_its_owner_asks(fleet: Fleet) -> None:
     )
 
 
+def test_a_key_is_renewed_by_the_servers_edge_without_a_broker(fleet: Fleet) -> None:
+    """What an agent does whose certificate has expired, by the same child: it proves that it has the old key."""
+    generation = identity(fleet, SECOND)["generation"]
+    fleet.stage.troupe.stop(SECOND)
+    done = fleet.agent("identity", "renew", "--state-dir", str(fleet.stage.state_dir(SECOND)))
+    assert done.returncode == 0, done.stderr
+    fleet.start_agent(SECOND)
+    fleet.wait("it is in use", lambda: identity(fleet, SECOND)["generation"] > generation and identity(fleet, SECOND)["proven"])
+
+
 def test_a_broker_that_was_killed_has_what_it_kept_again(fleet: Fleet) -> None:
     child = fleet.server_child("mosquitto.conf")
     child.kill()

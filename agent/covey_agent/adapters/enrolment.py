@@ -5,7 +5,7 @@
 Rules:
 - The token names the fleet's CA by fingerprint; whoever answers without it gets neither the token's secret nor a request.
 - Private keys never leave the device. Everything is written to `identity.tmp` and becomes `identity` by one rename.
-- An identity is written once. There is no way to overwrite one but to move it away by hand.
+- An identity is written once. `--replace` puts a complete new one in its place, and only for the same device of the same fleet.
 """
 
 import base64
@@ -27,9 +27,10 @@ from urllib.parse import urlsplit
 import msgspec
 
 from covey_agent import __version__
+from covey_agent.adapters.leaving import FILE_NAME as LEFT
 from covey_agent.adapters.slot_files import fsync_folder, write_atomically
 from covey_agent.errors import RefusedByServerError, StateError, UnreachableError, UsageError
-from covey_agent.identity import FOLDER, IdentityFile
+from covey_agent.identity import FOLDER, REPLACED, REPLACING, IdentityFile, load_identity
 from covey_contract.errors import ContractError
 from covey_contract.ids import DeviceId, parse_device_id
 from covey_contract.messages import Profile
@@ -72,9 +73,16 @@ def parse_token(text: str) -> Token:
     return Token(url=url.rstrip("/"), fingerprint=fingerprint, secret=secret, device=parsed)
 
 
-def enrol(token: Token, state_dir: Path, *, profile: Profile, now_ms: int) -> IdentityFile:
-    """Make this state directory the device that the token invites. Raises CoveyAgentError, and then nothing has changed."""
-    refuse_second(state_dir)
+def enrol(token: Token, state_dir: Path, *, profile: Profile, now_ms: int, replace: bool = False) -> IdentityFile:
+    """Make this state directory the device that the token invites. Raises CoveyAgentError, and then nothing has changed.
+
+    With `replace`, a new identity of the same device in the same fleet takes the place of the old one, whatever became of that;
+    slots, readings, trusted metadata and the ledger stay.
+    """
+    if replace:
+        refuse_another(state_dir, token, profile)
+    else:
+        refuse_second(state_dir)
     folder = _make_folder(state_dir)
     try:
         ca_pem = fetch_authority(token)
@@ -85,8 +93,11 @@ def enrol(token: Token, state_dir: Path, *, profile: Profile, now_ms: int) -> Id
         (folder / "device.crt").write_text(_text(answer, "certificate"))
         (folder / "identity.json").write_bytes(msgspec.json.format(msgspec.json.encode(identity), indent=2))
         _run_keys("check", folder, token.device)
-        write_atomically(state_dir / "tuf" / "root.json", _decode_root(answer), mode=0o600)
+        root = _decode_root(answer)
+        if not replace or not (state_dir / "tuf" / "root.json").exists():  # what was trusted before must not go back
+            write_atomically(state_dir / "tuf" / "root.json", root, mode=0o600)
         _seal(folder, state_dir / FOLDER)
+        (state_dir / LEFT).unlink(missing_ok=True)  # decommissioned before, invited again
     except OSError as exc:
         raise StateError(f"cannot write the identity to {state_dir}: {exc}") from exc
     finally:
@@ -100,7 +111,20 @@ def refuse_second(state_dir: Path) -> None:
     if folder.exists():
         raise StateError(
             f"{state_dir} is enrolled already. Enrol another device with another --state-dir; "
-            f"to begin anew, stop the agent, revoke the device on the server and move {folder} away"
+            "to give this one a new identity, stop the agent, revoke the device on the server, invite it again and add --replace"
+        )
+
+
+def refuse_another(state_dir: Path, token: Token, profile: Profile) -> None:
+    """Raise StateError unless a new identity by this token would be the same device of the same fleet, as what is kept belongs to it."""
+    try:
+        old = load_identity(state_dir).file
+    except StateError:
+        return  # nothing to replace: the identity was wiped, or never was
+    if (old.device, old.ca_fingerprint, old.profile) != (token.device, token.fingerprint, profile):
+        raise StateError(
+            f"{state_dir} is {old.device} ({old.profile.value}) of the fleet {old.ca_fingerprint[:16]}..., the token is for {token.device} "
+            f"({profile.value}) of {token.fingerprint[:16]}...: use another --state-dir"
         )
 
 
@@ -229,8 +253,24 @@ def _seal(folder: Path, final: Path) -> None:
         finally:
             os.close(fd)
     fsync_folder(folder)
-    folder.rename(final)
+    if final.exists():
+        _replace(folder, final)
+    else:
+        folder.rename(final)
     fsync_folder(final.parent)
+
+
+def _replace(folder: Path, final: Path) -> None:
+    """Two renames; cut off between them, `load_identity` finishes what was complete."""
+    new, old = final.with_name(REPLACING), final.with_name(REPLACED)
+    for left in (new, old):
+        shutil.rmtree(left, ignore_errors=True)
+    folder.rename(new)
+    fsync_folder(final.parent)
+    final.rename(old)
+    new.rename(final)
+    fsync_folder(final.parent)
+    shutil.rmtree(old)
 
 
 def _text(answer: Mapping[str, Any], key: str) -> str:
