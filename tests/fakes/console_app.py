@@ -6,7 +6,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from fastapi import FastAPI
-from tests.fakes.server_parts import share_compiled_statements
+from tests.fakes.server_parts import KeyDirector, share_compiled_statements
 
 from covey_server import console
 from covey_server.access.models import Login, Role, User
@@ -55,8 +55,8 @@ def build_console(db: Database, *, clock: Clock, folder: Path) -> FastAPI:
         authority=None,  # type: ignore[arg-type]  # pages issue no certificates,
         permissions=None,  # type: ignore[arg-type]  # speak to no broker,
         blobs=None,  # type: ignore[arg-type]  # read no artifacts
-        repository=None,  # type: ignore[arg-type]  # and sign nothing
-        director=None,  # type: ignore[arg-type]
+        repository=None,  # type: ignore[arg-type]  # and sign no releases
+        director=KeyDirector(),
     )
     install_error_handlers(app)
     console.mount(app)

@@ -1,4 +1,4 @@
-"""`covey device`: list, show, invite, revoke, rotate, decommission, label."""
+"""`covey device`: list, show, invite, revoke, rotate, decommission, release-quarantine, label."""
 
 from typing import Annotated, Any
 from uuid import uuid4
@@ -118,6 +118,24 @@ def decommission(
         say(f"{device} is revoked; it was not asked, so whatever it holds stays there")
     else:
         say(f"{device} is asked to leave; it is revoked when it has answered, at the latest in {wait_hours:g} hours")
+
+
+@app.command("release-quarantine")
+def release_quarantine(
+    device: DeviceArgument,
+    digests: Annotated[
+        list[str] | None, typer.Argument(help="Digests, or their first 4 characters or more; none: all of the device.", metavar="DIGEST...")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Let a device try again what failed on it. Nothing is deployed for it: start a rollout for that."""
+    with connect() as api:
+        told = api.post(f"/devices/{device}/quarantine/releases", {"digests": digests or []})
+    if as_json:
+        show_json(told)
+    else:
+        digests = [digest[:12] for digest in told["digests"]]
+        say(f"{device} is ordered to release {', '.join(digests)}; `covey device show {device}` tells when it has")
 
 
 @app.command("label")

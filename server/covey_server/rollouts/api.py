@@ -14,7 +14,8 @@ from covey_server.errors import InvalidInputError
 from covey_server.releases.service import get_release
 from covey_server.rollouts import acts
 from covey_server.rollouts.models import Rollout, RolloutDeviceState, RolloutState
-from covey_server.rollouts.views import NewRollout, RolloutDeviceView, RolloutView
+from covey_server.rollouts.quarantine import release_quarantine
+from covey_server.rollouts.views import NewRollout, QuarantineRelease, QuarantineReleaseView, RolloutDeviceView, RolloutView
 
 router = APIRouter(prefix="/api/v1", tags=["rollouts"])
 RolloutId = Annotated[str, Path(max_length=64, description="id of the rollout")]
@@ -92,6 +93,25 @@ def resume_rollout(rollout_id: RolloutId, actor: Operator, session: WriteSession
 def cancel_rollout(rollout_id: RolloutId, actor: Operator, parts: PartsDep, session: WriteSession) -> RolloutView:
     """End it for good: devices at work are told to keep what they had, those that are done keep the release."""
     return _view(session, acts.cancel_rollout(session, rollout_id, director=parts.director, actor=actor.name, now=parts.clock()))
+
+
+@router.post(
+    "/devices/{device}/quarantine/releases",
+    status_code=202,
+    tags=["devices"],
+    summary="Let a device try quarantined digests again",
+    responses=problems(403, 404, 409, 422),
+)
+def release_from_quarantine(
+    device: Annotated[str, Path(description="device id", max_length=200)],
+    body: QuarantineRelease,
+    actor: Operator,
+    parts: PartsDep,
+    session: WriteSession,
+) -> QuarantineReleaseView:
+    """A signed order; the device's quarantine shows when it has obeyed. Nothing is tried by itself: start a rollout for that."""
+    released = release_quarantine(session, device, body.digests, director=parts.director, actor=actor.name, now=parts.clock())
+    return QuarantineReleaseView(digests=released)
 
 
 def _view(session: Session, rollout: Rollout) -> RolloutView:

@@ -6,6 +6,7 @@ has acted upon. What is retained at the broker can always be made again from the
 
 from datetime import datetime
 
+import msgspec
 from sqlmodel import Session, col, select
 
 from covey_contract.codec import encode
@@ -34,16 +35,24 @@ def order_desired(
     probation_s: float,
 ) -> DesiredState:
     """Give a device a new desired state: the next generation, signed, in its row and on its way."""
+    desired = Desired(device=device.id, generation=1, issued_at=0, release=release, deployment=deployment, probation_s=probation_s)
+    return send_desired(session, device, desired, director=director, now=now, release_id=release_id, rollout_id=rollout_id)
+
+
+def send_desired(
+    session: Session,
+    device: Device,
+    desired: Desired,
+    *,
+    director: Director,
+    now: datetime,
+    release_id: int | None,
+    rollout_id: str | None,
+) -> DesiredState:
+    """The same for a whole order, whose generation and time are filled in here."""
     row = session.get(DesiredState, device.id)
     generation = max(row.generation if row else 0, _acted_upon(device)) + 1
-    desired = Desired(
-        device=device.id,
-        generation=generation,
-        issued_at=to_millis(now),
-        release=release,
-        deployment=deployment,
-        probation_s=probation_s,
-    )
+    desired = msgspec.structs.replace(desired, generation=generation, issued_at=to_millis(now))
     signed = encode(director.sign(encode(desired)))
     if row is None:
         row = DesiredState(device_id=device.id, generation=generation, signed=signed)

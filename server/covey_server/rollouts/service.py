@@ -13,6 +13,7 @@ from covey_server.rollouts.acts import (
 )
 from covey_server.rollouts.desired import get_desired, republish_desired
 from covey_server.rollouts.progress import advance_rollout, note_report, tick_rollouts
+from covey_server.rollouts.quarantine import release_quarantine
 
 __all__ = [
     "advance_rollout",
@@ -25,6 +26,7 @@ __all__ = [
     "list_rollouts",
     "note_report",
     "pause_rollout",
+    "release_quarantine",
     "republish_desired",
     "resume_rollout",
     "start_rollout",

@@ -50,6 +50,20 @@ class NewRollout(ApiInput):
         return [phase.model_dump(exclude_none=True) for phase in self.phases]
 
 
+class QuarantineRelease(ApiInput):
+    """What a device may try again."""
+
+    digests: list[Annotated[str, StringConstraints(pattern="^[0-9a-f]{4,64}$")]] = Field(
+        default_factory=list, max_length=256, description="digests or their beginnings; none: all that it has in quarantine"
+    )
+
+
+class QuarantineReleaseView(ApiView):
+    """What the device was ordered to release."""
+
+    digests: list[str]
+
+
 class PhaseView(ApiView):
     """One phase and how far it is."""
 

@@ -1,13 +1,16 @@
 """Buttons: only with the login's token, only for operators, only when the state allows it."""
 
 import pytest
-from sqlmodel import select
+from sqlmodel import col, select
 from tests.fakes.console_data import COMPLETED, HALTED
 from tests.server.console.conftest import Desk
 
+from covey_contract.codec import decode
+from covey_contract.messages import Signed
 from covey_server.access.models import Role
 from covey_server.audit.models import AuditEvent
-from covey_server.rollouts.models import Rollout, RolloutState
+from covey_server.devices.models import QuarantineEntry
+from covey_server.rollouts.models import DesiredState, Rollout, RolloutState
 from covey_server.triggers.models import Alert
 
 
@@ -65,3 +68,19 @@ def test_an_alert_is_acknowledged_by_name(desk: Desk) -> None:
     assert desk.post(f"/alerts/{open_alert.id}/acknowledge").status_code == 303
     with desk.db.read() as session:
         assert session.get_one(Alert, open_alert.id).acknowledged_by == "user:operator"
+
+
+def test_an_operator_releases_a_quarantined_digest(desk: Desk) -> None:
+    with desk.db.read() as session:
+        entry = session.exec(select(QuarantineEntry).where(col(QuarantineEntry.released_at).is_(None))).first()
+    assert entry is not None
+    page, act = f"/devices/{entry.device_id}", f"/devices/{entry.device_id}/quarantine/{entry.digest}/release"
+    assert act in desk.get(page, role=Role.OPERATOR).text
+    assert act not in desk.get(page).text, "a viewer has no button"
+    assert desk.post(act, role=Role.VIEWER).status_code == 403
+    assert desk.post(act).headers["location"] == page
+    with desk.db.read() as session:
+        event = session.exec(select(AuditEvent).where(AuditEvent.action == "quarantine.released")).one()
+        desired = session.get_one(DesiredState, entry.device_id)
+        assert entry.digest.encode() in decode(desired.signed, Signed).payload
+        assert (event.actor, event.subject) == ("user:operator", entry.device_id)

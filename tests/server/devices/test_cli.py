@@ -18,6 +18,8 @@ from covey_server.cli.http import ApiClient
 from covey_server.cli.output import CommandError, ExitCode
 from covey_server.clock import to_millis
 from covey_server.devices.invitation_token import read_token
+from covey_server.devices.models import QuarantineEntry
+from covey_server.rollouts import api as rollouts_api
 from covey_server.telemetry import service as readings
 from covey_server.triggers import service as triggers
 
@@ -29,7 +31,7 @@ def parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TestParts:
     parts = make_parts(tmp_path)
 
     def connect() -> ApiClient:
-        return ApiClient(cast(httpx.Client, api_client(parts)))
+        return ApiClient(cast(httpx.Client, api_client(parts, rollouts_api.router)))
 
     for module in MODULES.values():
         monkeypatch.setattr(module, "connect", connect)
@@ -50,6 +52,17 @@ def failure(*argv: str) -> CommandError:
     result = run(*argv)
     assert isinstance(result.exception, CommandError), result.output
     return result.exception
+
+
+def test_release_quarantine_takes_beginnings_or_everything(parts: TestParts) -> None:
+    enrol(parts, "cam-1")
+    with parts.db.begin() as session:
+        for digest in ("ab" * 32, "cd" * 32):
+            session.add(QuarantineEntry(device_id="cam-1", digest=digest, reason="killed by SIGFPE", at=START))
+    assert run_json("device", "release-quarantine", "cam-1", "abab") == {"digests": ["ab" * 32]}
+    assert run_json("device", "release-quarantine", "cam-1") == {"digests": ["ab" * 32, "cd" * 32]}
+    assert "cdcdcdcdcdcd" in run("device", "release-quarantine", "cam-1", "cdcd").stderr
+    assert "has in quarantine" in str(failure("device", "release-quarantine", "cam-1", "ffff"))
 
 
 def test_invite_prints_the_token_and_nothing_else(parts: TestParts) -> None:

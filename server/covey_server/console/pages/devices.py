@@ -1,7 +1,7 @@
 """The devices page, one device's page and its charts."""
 
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, RedirectResponse
 
 from covey_server.api_deps import parts_of
 from covey_server.console.formats import iso
@@ -11,7 +11,8 @@ from covey_server.console.queries.device import get_device
 from covey_server.console.queries.devices import DeviceFilter, list_devices, list_open_invitations
 from covey_server.console.queries.readings import RANGES, get_device_charts
 from covey_server.console.templating import newest_event, render
-from covey_server.console.viewer import LoggedIn
+from covey_server.console.viewer import LoggedIn, OperatorForm
+from covey_server.rollouts.service import release_quarantine
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 
@@ -53,3 +54,12 @@ def draw_device(request: Request, _viewer: LoggedIn, device_id: str, range: Text
     with parts_of(request).db.read() as session:
         told = get_device_charts(session, device_id, window=RANGES.get(range, RANGES["1h"]))
     return JSONResponse({"charts": told.charts, "newest_at": iso(told.newest_at)})
+
+
+@router.post("/devices/{device_id}/quarantine/{digest}/release")
+def release(request: Request, viewer: OperatorForm, device_id: str, digest: str) -> Response:
+    """Let the device try this digest again."""
+    parts = parts_of(request)
+    with parts.db.begin() as session:
+        release_quarantine(session, device_id, [digest], director=parts.director, actor=viewer.actor, now=parts.clock())
+    return RedirectResponse(f"/devices/{device_id}", status_code=303)
