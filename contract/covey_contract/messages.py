@@ -189,10 +189,11 @@ class WantChunks(Struct, frozen=True, tag="want_chunks", forbid_unknown_fields=T
 
 
 class WantMetadata(Struct, frozen=True, tag="want_metadata", forbid_unknown_fields=True):
-    """Ask for one TUF metadata file (`metadata/...`), target (`targets/...`) or delta offer (`deltas/<base>/<target>`)."""
+    """Ask for one TUF metadata file (`metadata/...`), target (`targets/...`), delta offer (`deltas/<base>/<target>`) or download offer
+    (`downloads/<digest>`)."""
 
     id: IdField
-    name: Annotated[str, Meta(min_length=1, max_length=256, pattern=r"^(metadata|targets|deltas)/[A-Za-z0-9._/-]+$" + _END)]
+    name: Annotated[str, Meta(min_length=1, max_length=256, pattern=r"^(metadata|targets|deltas|downloads)/[A-Za-z0-9._/-]+$" + _END)]
     part: Count = 0
 
 
@@ -223,6 +224,17 @@ class DeltaOffer(Struct, frozen=True, tag="delta_offer", forbid_unknown_fields=T
     digest: str = ""  # of the patch
     length: Count = 0
     chunks: list[DigestField] = field(default_factory=list)  # of each CHUNK_BYTES of the patch, in order
+
+
+class DownloadOffer(Struct, frozen=True, tag="download_offer", forbid_unknown_fields=True):
+    """The answer to a want of `downloads/<digest>`: where the same bytes can be had by HTTPS range requests.
+
+    It is not signed and need not be: every chunk's digest is in the signed manifest.
+    """
+
+    url: Annotated[str, Meta(max_length=2000)] = ""  # https; empty: nowhere
+    first: bool = False  # take this way first; otherwise only when MQTT brings nothing
+    fleet_ca: bool = True  # the host shows a certificate of the fleet's CA; otherwise one of a public authority
 
 
 class Chunk(Struct, frozen=True, array_like=True):

@@ -24,6 +24,7 @@ WIRE_TYPES: tuple[type[msgspec.Struct], ...] = (
     messages.WantMetadata,
     messages.MetadataPart,
     messages.DeltaOffer,
+    messages.DownloadOffer,
     messages.Chunk,
     messages.Signed,
     messages.Desired,

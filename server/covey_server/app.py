@@ -31,10 +31,12 @@ from covey_server.observability import api as observability_api
 from covey_server.parts import Parts
 from covey_server.privacy import api as privacy_api
 from covey_server.releases import api as releases_api
+from covey_server.releases import downloads
 from covey_server.releases.build import Builder
 from covey_server.releases.delivery import Delivery, DeliveryLimits
 from covey_server.releases.deltas import DeltaDesk, DeltaMaker
 from covey_server.releases.director import FileDirector
+from covey_server.releases.downloads import DownloadDesk
 from covey_server.releases.handlers import want_handler
 from covey_server.releases.repository import TufRepository
 from covey_server.releases.store import FolderBlobStore
@@ -107,6 +109,7 @@ def build_edge(parts: Parts) -> FastAPI:
     app.state.parts = parts
     install_error_handlers(app)
     app.include_router(devices_edge.router)
+    app.include_router(downloads.router)
     app.include_router(fleet.router())
     return app
 
@@ -127,6 +130,7 @@ def build_worker(parts: Parts) -> Worker:
         parts.repository,
         _BulkPublisher(bulk_link),
         deltas=DeltaDesk(parts.db, parts.blobs, settings.delivery),
+        downloads=DownloadDesk(parts.db, settings, parts.clock),
         bounds=DeliveryLimits.of(settings.delivery),
     )
     devices_handlers.register(router)

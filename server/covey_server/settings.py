@@ -108,6 +108,10 @@ class DeliverySettings(_Section):
     window_ms: float = Field(50.0, ge=0, le=5000, description="milliseconds that a request waits for the same one of other devices")
     max_inflight: int = Field(64, ge=1, le=1000, description="chunks that the broker may not have acknowledged yet")
     max_mb_per_s: float = Field(32.0, gt=0, description="MB of chunks sent per second on average")
+    https: bool = Field(True, description="offer artifacts over the edge's HTTPS too")
+    https_first_mb: float = Field(8.0, ge=0, description="MB from which devices download by HTTPS first; smaller artifacts come over MQTT")
+    download_url: str = Field("", pattern="^(https://.*)?$", description="https address below which a host of yours serves blobs by digest")
+    download_minutes: float = Field(60.0, gt=0, description="minutes for which a download address is good")
     delta_max_mb: float = Field(64.0, ge=0, description="MB of the largest artifact that gets deltas (20 times that in memory); 0: none")
     delta_store_mb: float = Field(1024.0, gt=0, description="MB on disk for deltas; the oldest make room")
 

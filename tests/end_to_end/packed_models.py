@@ -15,11 +15,11 @@ SMALL, BIG = 8, 2000  # hidden units; 32 KB, and 6.4 MB: 98 chunks in 7 groups
 Floats = NDArray[np.float32]
 
 
-def pack_model(folder: Path, *, seed: int, hidden: int = SMALL, accuracy_drop: float | None = None) -> Path:
-    """Write `release.json` and the model. With `accuracy_drop`, as if it had been measured so."""
+def pack_model(folder: Path, *, seed: int, hidden: int = SMALL, accuracy_drop: float | None = None, nudge: float = 0.0) -> Path:
+    """Write `release.json` and the model. With `accuracy_drop`, as if it had been measured so; `nudge` moves the last weights only."""
     chance = np.random.default_rng(seed)
     first: Floats = (chance.standard_normal((_PIXELS, hidden)) / 28).astype(np.float32)
-    second: Floats = chance.standard_normal((hidden, _CLASSES)).astype(np.float32)
+    second: Floats = (chance.standard_normal((hidden, _CLASSES)) + nudge).astype(np.float32)
     inputs: Floats = chance.random((_GOLDENS, 1, 28, 28)).astype(np.float32)
     outputs: Floats = np.maximum(inputs.reshape(_GOLDENS, _PIXELS) @ first, 0) @ second
     folder.mkdir(parents=True, exist_ok=True)

@@ -8,11 +8,13 @@ of the same job goes on from there.
 
 import logging
 import time
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 
-from covey_agent.core.jobs import DeployFailed, DeployJob, DeployRefused, Staged, VariantChosen
+from covey_agent.core.jobs import BrokerAddress, DeployFailed, DeployJob, DeployRefused, Staged, VariantChosen
 from covey_agent.workers.choose import Choice, choose_variant
+from covey_agent.workers.download import Download
 from covey_agent.workers.errors import NetworkError, RefusedError, StorageError, UntrustedError
 from covey_agent.workers.fetch import Fetch, FetchPlace
 from covey_agent.workers.lines import Lines
@@ -20,11 +22,12 @@ from covey_agent.workers.link import BulkLink
 from covey_agent.workers.offers import DeltaOffers
 from covey_agent.workers.partial import forget_other_artifacts
 from covey_agent.workers.stage import SlotFile, clear_leftovers, holds, stage_slot
+from covey_agent.workers.suppliers import Suppliers
 from covey_agent.workers.trust import TrustedMetadata
 from covey_contract.codec import decode, decode_release
 from covey_contract.errors import ContractError
 from covey_contract.limits import MAX_REASON_CHARS
-from covey_contract.messages import Desired, ReleaseRef, Signed
+from covey_contract.messages import Desired, DownloadOffer, ReleaseRef, Signed
 from covey_contract.release import Release
 
 logger = logging.getLogger(__name__)
@@ -63,15 +66,20 @@ def deploy(job: DeployJob, link: BulkLink, lines: Lines) -> Staged:
     how = "already in the slot"
     if not holds(slot_dir, slot, variant=variant):
         place = FetchPlace(fetch_dir, Path(job.active_artifact) if job.active_artifact else None, job.reserve_bytes)
-        fetch = Fetch(link, place, tell=lines.emit, clock=time.monotonic, offers=DeltaOffers(link.fetch_part))
-        stage_slot(slot_dir, manifest, slot=slot, variant=variant, data=fetch.obtain(variant))
-        how = fetch.how
+        with closing(Suppliers(link, link.fetch_part, lambda offer: _download(offer, job.broker))) as suppliers:
+            fetch = Fetch(suppliers, place, tell=lines.emit, clock=time.monotonic, offers=DeltaOffers(link.fetch_part))
+            stage_slot(slot_dir, manifest, slot=slot, variant=variant, data=fetch.obtain(variant))
+        how = fetch.how + (f", by {' and '.join(sorted(suppliers.used))}" if suppliers.used else "")
     # Here and not only after staging: an earlier run of this job may have been killed just after it.
     clear_leftovers(slot_dir)
     forget_other_artifacts(fetch_dir, keep="")
     return Staged(
         slot_dir=job.slot_dir, variant=variant.name, artifact=variant.artifact, manifest=ref.manifest, fetched=how[:MAX_REASON_CHARS]
     )
+
+
+def _download(offer: DownloadOffer, broker: BrokerAddress) -> Download:
+    return Download(offer.url, ca_file=broker.ca_file if offer.fleet_ca else None)
 
 
 def refuse_quarantined(choice: Choice, ref: ReleaseRef, *, quarantine: list[str]) -> None:

@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 from covey_agent.workers.link import PartSource
 from covey_contract.codec import decode
-from covey_contract.deltas import delta_name
 from covey_contract.errors import ContractError
 from covey_contract.limits import chunk_count
 from covey_contract.messages import DeltaOffer, DeltaState
+from covey_contract.offers import delta_name
 
 logger = logging.getLogger(__name__)
 MAKING_PATIENCE_S = 60.0  # the first device of a wave waits this long for a delta that is being made

@@ -8,7 +8,7 @@ All devices that fetch a group listen to the same topic, so one send serves them
 - Whatever was asked for after its last send is sent again: it got lost, or a device came late.
 """
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from dataclasses import dataclass, field
 
 from covey_contract import limits
@@ -26,6 +26,7 @@ class Group:
 class _Pending:
     missing: int  # bit i: chunk i of the group
     due: float
+    asker: str  # who asked first
 
 
 @dataclass
@@ -35,10 +36,12 @@ class Coalescer:
     window_s: float
     remember_s: float = 5.0  # how long a send is remembered; longer than any want waits in the gateway's queue
     max_groups: int = 10_000
+    max_groups_each: int = 8  # that wait on one device's account: one that asks for everything at once holds up nobody else
     _pending: OrderedDict[Group, _Pending] = field(default_factory=OrderedDict)
+    _waiting: Counter[str] = field(default_factory=Counter)  # groups by who asked first
     _sent: OrderedDict[tuple[Group, int], float] = field(default_factory=OrderedDict)
 
-    def add(self, group: Group, missing: int, *, asked_at: float) -> int:
+    def add(self, group: Group, missing: int, *, asked_at: float, asker: str = "") -> int:
         """Note a want that was received at `asked_at`; returns how many of its chunks need no send of their own, -1 if refused."""
         lacking = 0
         for chunk in _bits(missing):
@@ -47,10 +50,11 @@ class Coalescer:
                 lacking |= 1 << chunk
         pending = self._pending.get(group)
         if pending is None:
-            if lacking and len(self._pending) >= self.max_groups:
+            if lacking and (len(self._pending) >= self.max_groups or self._waiting[asker] >= self.max_groups_each):
                 return -1
             if lacking:
-                self._pending[group] = _Pending(lacking, due=asked_at + self.window_s)
+                self._pending[group] = _Pending(lacking, due=asked_at + self.window_s, asker=asker)
+                self._waiting[asker] += 1
             return missing.bit_count() - lacking.bit_count()
         fresh = lacking & ~pending.missing
         pending.missing |= lacking
@@ -71,7 +75,7 @@ class Coalescer:
         chunk = (pending.missing & -pending.missing).bit_length() - 1
         pending.missing &= pending.missing - 1
         if not pending.missing:
-            del self._pending[group]
+            self._remove(group)
         self._sent[(group, chunk)] = now
         self._sent.move_to_end((group, chunk))
         return group, chunk
@@ -79,11 +83,18 @@ class Coalescer:
     def drop(self, digest: str) -> None:
         """Forget what is wanted of an artifact that may not be sent any more."""
         for group in [group for group in self._pending if group.digest == digest]:
-            del self._pending[group]
+            self._remove(group)
 
     def clear(self) -> None:
         """Forget everything that is wanted: devices ask again by themselves."""
         self._pending.clear()
+        self._waiting.clear()
+
+    def _remove(self, group: Group) -> None:
+        asker = self._pending.pop(group).asker
+        self._waiting[asker] -= 1
+        if not self._waiting[asker]:
+            del self._waiting[asker]
 
     def _forget(self, now: float) -> None:
         while self._sent:

@@ -20,17 +20,18 @@ from typing import Protocol, Self
 
 from covey_contract import limits
 from covey_contract.codec import encode
-from covey_contract.deltas import PREFIX as DELTA_PREFIX
 from covey_contract.ids import DeviceId, Digest
 from covey_contract.messages import Chunk, MetadataPart, WantChunks, WantMetadata
+from covey_contract.offers import DELTAS, DOWNLOADS
 from covey_contract.topics import Channel, chunk_topic, device_topic
 from covey_server.clock import utc_now
 from covey_server.db import Database
 from covey_server.errors import CoveyServerError
 from covey_server.parts import BlobStore, Repository
 from covey_server.releases.coalesce import Coalescer, Group, TokenBucket, group_bits
-from covey_server.releases.deltas import DeltaDesk, delta_length
-from covey_server.releases.service import published_length
+from covey_server.releases.deltas import DeltaDesk
+from covey_server.releases.downloads import DownloadDesk
+from covey_server.releases.sendable import sendable_length
 from covey_server.releases.store import CorruptBlobError
 from covey_server.settings import DeliverySettings
 from covey_server.triggers.models import Severity
@@ -93,6 +94,7 @@ class Delivery:
         publisher: Publisher,
         *,
         deltas: DeltaDesk | None = None,
+        downloads: DownloadDesk | None = None,
         bounds: DeliveryLimits | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -102,6 +104,7 @@ class Delivery:
         self._blobs = blobs
         self._repository = repository
         self._deltas = deltas
+        self._downloads = downloads
         self._catalogue = _Catalogue(db, blobs, keep_s=self._bounds.catalogue_s)
         self._queue: Queue[tuple[DeviceId, Want, float]] = Queue(self._bounds.queue_length)
         self._coalescer = Coalescer(self._bounds.window_s)
@@ -174,7 +177,7 @@ class Delivery:
         if want.missing & ~existing or not existing:
             self._refuse("refused_out_of_range", device, f"artifact {want.digest[:12]} has no such chunks in group {want.group}")
             return
-        saved = self._coalescer.add(Group(want.digest, want.group), want.missing, asked_at=asked_at)
+        saved = self._coalescer.add(Group(want.digest, want.group), want.missing, asked_at=asked_at, asker=device)
         self.counters["dropped_too_many_groups" if saved < 0 else "chunks_coalesced"] += abs(saved)
 
     def _send_chunk(self, group: Group, chunk: int, *, now: float) -> None:
@@ -203,9 +206,11 @@ class Delivery:
         self.counters["parts_sent" if parts else "parts_unknown"] += 1
 
     def _read_file(self, name: str) -> bytes | None:
-        if not name.startswith(DELTA_PREFIX):
-            return self._repository.read_file(name)
-        return None if self._deltas is None else encode(self._deltas.offer(name))
+        if name.startswith(DELTAS):
+            return None if self._deltas is None else encode(self._deltas.offer(name))
+        if name.startswith(DOWNLOADS):
+            return None if self._downloads is None else encode(self._downloads.offer(name))
+        return self._repository.read_file(name)
 
     def _send(self, topic: str, payload: bytes) -> None:
         self._inflight.append(self._publisher.publish(topic, payload, 1))
@@ -262,7 +267,7 @@ class _Catalogue:
         if known is not None and now - known[0] < self._keep_s:
             return known[1]
         with self._db.read() as session:
-            length = published_length(session, digest) or delta_length(session, digest)
+            length = sendable_length(session, digest)
         if length is not None and digest not in self._sound:
             length = self._checked(digest, length)
         self._known[digest] = (now, length)

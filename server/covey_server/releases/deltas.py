@@ -24,10 +24,10 @@ from pathlib import Path
 from sqlmodel import Session, col, func, select
 
 from covey_contract.codec import digest_of
-from covey_contract.deltas import parse_delta_name
 from covey_contract.errors import ContractError
 from covey_contract.limits import CHUNK_BYTES
 from covey_contract.messages import DeltaOffer, DeltaState
+from covey_contract.offers import parse_delta_name
 from covey_server.db import Database
 from covey_server.errors import NotFoundError
 from covey_server.parts import BlobStore

@@ -103,7 +103,7 @@ def test_an_order_is_carried_out(fleet: Fleet) -> None:
     artifact = digest_of(DATA)
     assert events[0] == VariantChosen("onnx-float32", artifact, "onnx-float32: the only one that fits", REF.manifest)
     assert events[-2] == FetchProgress(chunks_done=41, chunks_total=41, bytes_received=len(DATA))
-    assert events[-1] == Staged(str(fleet.slot_dir), "onnx-float32", artifact, REF.manifest, "whole")
+    assert events[-1] == Staged(str(fleet.slot_dir), "onnx-float32", artifact, REF.manifest, "whole, by MQTT")
     assert read_slot(fleet.slot_dir).model.read_bytes() == DATA
     assert sorted(fleet.server.sent) == list(range(41))
     assert list((fleet.state_dir / "fetch").iterdir()) == []

@@ -16,10 +16,10 @@ from covey_agent.workers.fetch import Fetch, FetchPlace
 from covey_agent.workers.offers import DeltaOffers
 from covey_agent.workers.partial import PartialArtifact
 from covey_contract.codec import digest_of, encode
-from covey_contract.deltas import delta_name
 from covey_contract.ids import Digest
 from covey_contract.limits import CHUNK_BYTES, GROUP_CHUNKS
 from covey_contract.messages import Chunk, DeltaOffer, DeltaState, MetadataPart
+from covey_contract.offers import delta_name
 from covey_contract.release import Variant
 
 DATA = random.Random(1).randbytes(CHUNK_BYTES * (GROUP_CHUNKS + 2) + 100)  # two groups; the last chunk is short

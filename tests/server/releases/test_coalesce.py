@@ -1,5 +1,7 @@
 """Coalescing of wants and the token bucket: pure rules with a clock made of numbers."""
 
+from collections.abc import Callable
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -128,3 +130,22 @@ def test_a_cost_above_the_burst_passes_and_is_paid_for_afterwards() -> None:
     bucket = TokenBucket(rate=10.0, burst=5.0)
     assert bucket.wait_s(20, 0.0) == 0.0
     assert bucket.wait_s(5, 0.0) == pytest.approx(2.0)
+
+
+def test_a_device_that_asks_for_everything_at_once_holds_up_nobody_else() -> None:
+    coalescer = Coalescer(window_s=0.0, max_groups_each=4)
+    greedy = [coalescer.add(Group("a", number), 0xFFFF, asked_at=1.0, asker="greedy") for number in range(20)]
+    assert greedy == [0] * 4 + [-1] * 16
+    assert coalescer.add(Group("b", 0), 1, asked_at=1.0, asker="modest") == 0
+    sent = [coalescer.take(2.0) for _ in range(4 * 16 + 1)]
+    assert sent[-1] == (Group("b", 0), 0)
+    assert coalescer.add(Group("a", 5), 1, asked_at=3.0, asker="greedy") == 0, "its place is free again"
+
+
+def test_what_is_dropped_or_cleared_frees_its_askers_place() -> None:
+    coalescer = Coalescer(window_s=0.0, max_groups_each=1)
+    forgets: list[Callable[[], None]] = [lambda: coalescer.drop("a"), coalescer.clear]
+    for forget in forgets:
+        assert coalescer.add(Group("a", 0), 1, asked_at=1.0, asker="x") == 0
+        assert coalescer.add(Group("a", 1), 1, asked_at=1.0, asker="x") == -1
+        forget()

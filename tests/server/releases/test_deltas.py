@@ -12,10 +12,10 @@ from tests.server.releases.test_delivery import MemoryBroker
 
 from covey_agent.workers.bspatch import apply_patch
 from covey_contract.codec import decode, digest_of
-from covey_contract.deltas import delta_name
 from covey_contract.ids import DeviceId
 from covey_contract.limits import CHUNK_BYTES
 from covey_contract.messages import Chunk, DeltaOffer, DeltaState, MetadataPart, WantChunks, WantMetadata
+from covey_contract.offers import delta_name
 from covey_server.releases.delivery import Delivery, DeliveryLimits
 from covey_server.releases.deltas import DeltaDesk, DeltaMaker, delta_length, make_room
 from covey_server.releases.imports import import_release, store_file
