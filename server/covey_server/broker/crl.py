@@ -14,10 +14,13 @@ import logging
 import os
 import re
 import signal
+import socket
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import paho.mqtt.client as mqtt
@@ -36,6 +39,7 @@ from covey_server.settings import PkiSettings
 logger = logging.getLogger(__name__)
 
 _CONNECTED = re.compile(rb"New client connected from \S+ as (.*) \(p\d+, c\d+, k\d+, u'([a-z0-9-]{1,64})'\)")
+_POLL_S = 0.02
 _MAX_LOG_BYTES = 32 * 1024 * 1024
 _MAX_SESSIONS = 32  # that are remembered of one device
 
@@ -48,7 +52,7 @@ class MosquittoPermissions:
     authority: Callable[[], FileAuthority]
     pki: PkiSettings
     clock: Clock
-    timeout_s: float = 5.0
+    timeout_s: float = 15.0  # it answers in milliseconds, on a machine that has any time for it
 
     def apply(self, rights: Iterable[BrokerRight]) -> None:
         """Let exactly the certificates in force connect; returns when a running broker has ended the sessions of all others.
@@ -110,6 +114,8 @@ class MosquittoPermissions:
 
     def _take_over(self, client_ids: list[str]) -> None:
         """Connect under each id, which ends the session that has it, and leave. Raises UnavailableError."""
+        if client_ids:
+            self._await_listener()
         for client_id in client_ids:
             done = threading.Event()
             client = mqtt.Client(
@@ -131,6 +137,14 @@ class MosquittoPermissions:
             finally:
                 client.disconnect()
                 client.loop_stop()
+
+    def _await_listener(self) -> None:
+        """A broker that has just been started has written its pid before it listens here."""
+        deadline = time.monotonic() + self.timeout_s
+        while not is_unix_listening(self.files.socket):
+            if time.monotonic() > deadline:
+                raise UnavailableError(f"the broker's local listener {self.files.socket} cannot be reached")
+            time.sleep(_POLL_S)
 
     def _sessions(self) -> dict[str, list[str]]:
         """Client ids by device, the newest last."""
@@ -171,6 +185,16 @@ class MosquittoPermissions:
         with self.files.lock.open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
+
+
+def is_unix_listening(path: Path) -> bool:
+    """Whether something accepts connections at this socket."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(str(path))
+        except OSError:
+            return False
+    return True
 
 
 def _judge(rights: Iterable[BrokerRight], *, now: datetime) -> tuple[list[tuple[str, str]], list[str]]:

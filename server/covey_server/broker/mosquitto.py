@@ -20,7 +20,7 @@ from datetime import datetime
 from pathlib import Path
 
 from covey_contract.limits import MAX_PAYLOAD_BYTES
-from covey_server.broker.crl import MosquittoPermissions
+from covey_server.broker.crl import MosquittoPermissions, is_unix_listening
 from covey_server.broker.embedded import HEADER_ROOM, is_listening
 from covey_server.broker.files import write_whole
 from covey_server.broker.mosquitto_files import ADMIN, MosquittoFiles
@@ -31,6 +31,7 @@ from covey_server.processes import ProcessSpec
 from covey_server.settings import BrokerSettings, Settings
 
 OLDEST = (2, 0, 11)
+_MAX_SOCKET_PATH = 107  # of sockaddr_un
 _PASSWORD_ROUNDS = 101  # as mosquitto_passwd
 _VERSION = re.compile(r"mosquitto version (\d+)\.(\d+)\.(\d+)")
 _CONFIG = """\
@@ -95,7 +96,7 @@ def mosquitto_broker(settings: Settings, *, authority: FileAuthority, rights: It
         argv=[str(binary), "-c", str(files.config)],
         env={"PATH": os.environ.get("PATH", "")},
         cwd=files.folder,
-        ready=lambda: is_listening(settings.broker.host, settings.broker.port),
+        ready=lambda: is_listening(settings.broker.host, settings.broker.port) and is_unix_listening(files.socket),
     )
 
 
@@ -103,6 +104,10 @@ def mosquitto_config(settings: Settings, *, files: MosquittoFiles, keys: KeyFile
     """The configuration's text."""
     if " " in str(files.folder):
         raise InvalidInputError(f"mosquitto takes no path with a space in it: {files.folder}")
+    if len(str(files.socket)) > _MAX_SOCKET_PATH:
+        raise InvalidInputError(
+            f"the path of a Unix socket may have {_MAX_SOCKET_PATH} characters: choose a shorter work folder than {files.folder}"
+        )
     return _CONFIG.format(
         user=pwd.getpwuid(os.geteuid()).pw_name,  # started as root, it would otherwise become a user who cannot read our files
         pid=files.pid,

@@ -21,6 +21,8 @@ from covey_server.broker.binary import PACKAGE, check_version, find_binary
 from covey_server.broker.embedded import broker_config
 from covey_server.broker.external import DeviceList, permissions_of
 from covey_server.broker.files import BrokerFiles
+from covey_server.broker.mosquitto import mosquitto_config
+from covey_server.broker.mosquitto_files import MosquittoFiles, rights_file
 from covey_server.broker.permissions import NatsPermissions, users_file
 from covey_server.devices.authority import KeyFiles
 from covey_server.errors import InvalidInputError, UnavailableError
@@ -208,3 +210,18 @@ def test_an_external_broker_gets_a_list(tmp_path: Path) -> None:
     permissions.apply(DEVICES)
     assert settings.path("broker", "devices.txt").read_text() == "cam-1\ncam-2\n"
     assert isinstance(permissions_of(Settings(work_dir=tmp_path)), NatsPermissions)
+
+
+@pytest.mark.parametrize("folder", ["with space", "x" * 100])
+def test_a_folder_that_mosquitto_cannot_use_is_refused_in_words(tmp_path: Path, folder: str) -> None:
+    settings = Settings(work_dir=tmp_path / folder, broker=BrokerSettings(kind="mosquitto"))
+    keys = KeyFiles(tmp_path / "c.crt", tmp_path / "c.key", tmp_path / "ca.crt")
+    with pytest.raises(InvalidInputError, match=r"path"):
+        mosquitto_config(settings, files=MosquittoFiles.of(settings), keys=keys)
+
+
+def test_mosquittos_rights_deny_whoever_is_gone_and_are_patterns_for_all_others() -> None:
+    text = rights_file(["cam-9", "cam-9"])
+    assert text.count("user cam-9\ntopic deny covey/v1/#") == 1
+    assert "pattern write covey/v1/d/%u/up/#" in text
+    assert "user covey-server\ntopic readwrite covey/v1/#" in text
