@@ -5,6 +5,7 @@ import os
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -50,7 +51,7 @@ def test_a_model_that_keeps_dying_after_its_success_is_taken_back_for_good(fleet
     assert fleet.device(VICTIM)["serving_version"] == same["version"]
 
 
-def failed(fleet: Fleet, rollout: str) -> dict[str, object] | None:
+def failed(fleet: Fleet, rollout: str) -> dict[str, Any] | None:
     """The victim's part, once it has failed and the way back is over."""
     part = fleet.parts(rollout)[VICTIM]
     return part if (part["state"], part["deployment_state"]) == ("failed", "rolled_back") else None

@@ -20,6 +20,7 @@ from typing import IO
 
 import msgspec
 
+from covey_agent.adapters.oom import count_oom_kills
 from covey_agent.core.jobs import ChildEvent, Order
 from covey_agent.inbox import ChildEnded, ChildSpoke, Post
 from covey_agent.ports import Child
@@ -36,9 +37,19 @@ class ProcessChild:
     """One child process with its two reader threads."""
 
     def __init__(
-        self, number: int, program: str, process: subprocess.Popen[bytes], *, job: bytes, post: Post, forget: Callable[[int], None]
+        self,
+        number: int,
+        program: str,
+        process: subprocess.Popen[bytes],
+        *,
+        job: bytes,
+        post: Post,
+        forget: Callable[[int], None],
+        oom_kills: Callable[[], int],
     ) -> None:
         self._number = number
+        self._oom_kills = oom_kills
+        self._oom_kills_before = oom_kills()
         self._job = job
         self._program = program
         self._process = process
@@ -125,6 +136,8 @@ class ProcessChild:
         if self._killed:
             return self._killed
         last = next((line for line in reversed(self._tail) if line), "")
+        if code == -signal.SIGKILL and self._oom_kills() > self._oom_kills_before:
+            return "killed by the kernel: out of memory"
         if code < 0:
             return f"killed by {_signal_name(-code)}"
         if code > 0:
@@ -152,8 +165,16 @@ class StillbornChild:
 class ProcessChildren:
     """Starts children as `python -m <package>.<program>` in their own process group, so that Ctrl-C reaches only the agent."""
 
-    def __init__(self, post: Post, *, package: str = "covey_agent.workers", cwd: Path | None = None) -> None:
+    def __init__(
+        self,
+        post: Post,
+        *,
+        package: str = "covey_agent.workers",
+        cwd: Path | None = None,
+        oom_kills: Callable[[], int] = count_oom_kills,
+    ) -> None:
         self._post = post
+        self._oom_kills = oom_kills
         self._package = package
         self._cwd = cwd
         self._running: dict[int, ProcessChild] = {}
@@ -173,7 +194,9 @@ class ProcessChildren:
             return StillbornChild(number, program)
         _limit(process.pid, memory_limit)
         with self._lock:
-            child = ProcessChild(number, program, process, job=_encoder.encode(job), post=self._post, forget=self._forget)
+            child = ProcessChild(
+                number, program, process, job=_encoder.encode(job), post=self._post, forget=self._forget, oom_kills=self._oom_kills
+            )
             self._running[number] = child
         logger.info("started %s as process %d", program, process.pid)
         return child

@@ -256,6 +256,8 @@ class Server:
             close = response.close or not request.keep_alive
         except HttpProblemError as problem:
             response = problem.to_response()
+        except MemoryError:  # this request finds none; others may, and the thread must say so rather than die
+            response = HttpProblemError(503, "there is no memory for this request", headers=(("Retry-After", "1"),)).to_response()
         close = close or (self._paused and not session.is_movable)
         wire.send(response, close=close)
         if close:

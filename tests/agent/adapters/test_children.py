@@ -2,6 +2,7 @@
 
 import os
 import queue
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,7 +37,8 @@ class Nest:
 
     def __init__(self) -> None:
         self.inbox: queue.SimpleQueue[InboxEvent] = queue.SimpleQueue()
-        self.children = ProcessChildren(self.inbox.put, package="tests.fakes.agent_children", cwd=ROOT)
+        self.oom_kills = 7
+        self.children = ProcessChildren(self.inbox.put, package="tests.fakes.agent_children", cwd=ROOT, oom_kills=lambda: self.oom_kills)
 
     def start(self, behaviour: str, *, order: bytes = b"", memory_limit: int = 0) -> Child:
         return self.children.start("deploy", job(behaviour, order=order), memory_limit=memory_limit)
@@ -152,3 +154,13 @@ def test_program_that_cannot_be_started_looks_like_a_child_that_ended(tmp_path: 
     assert isinstance(event, ChildEnded)
     assert (event.child, event.clean) == (child.id, False)
     assert "could not be started" in event.reason
+
+
+@pytest.mark.parametrize(("more", "reason"), [(0, "killed by SIGKILL"), (1, "killed by the kernel: out of memory")])
+def test_a_kill_while_the_kernel_counts_one_is_lack_of_memory(nest: Nest, more: int, reason: str) -> None:
+    nest.start("hang")
+    event = nest.next_event()
+    assert isinstance(event, FetchProgress)
+    nest.oom_kills += more
+    os.kill(event.bytes_received, signal.SIGKILL)
+    assert nest.end().reason == reason

@@ -111,3 +111,19 @@ def test_what_failed_is_known_after_a_power_cut_that_costs_the_database(tmp_path
         with Client(device.socket, timeout_s=20) as client:
             assert client.infer(tame_images(1)[0]).version == 1
         wait_until(lambda: [entry.digest for entry in device.machine().quarantine] == [device.poison], what="the quarantine")
+
+
+def test_a_proven_model_whose_file_rots_gives_way_to_the_one_before(tmp_path: Path) -> None:
+    with TrialDevice.make(tmp_path, ink=3.0, state=S.COMMITTED) as device:
+        path = device.state_dir / "slots" / "B" / "model.onnx"
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 1
+        path.write_bytes(data)
+        device.daemon.start()
+        machine = device.wait_for(S.ROLLED_BACK)
+        assert machine.deployment is not None
+        assert "after its probation" in machine.deployment.reason
+        assert "model.onnx has digest" in machine.deployment.reason
+        assert (machine.committed, machine.deployment.id) == ("A", "dep-2")
+        with Client(device.socket, timeout_s=20) as client:
+            assert client.infer(tame_images(1)[0]).version == 1

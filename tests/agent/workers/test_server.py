@@ -219,6 +219,23 @@ def test_garbage_gets_an_answer_and_harms_nobody(start: Starter, path: Path) -> 
     assert server.drain(5)
 
 
+def test_a_request_that_finds_no_memory_is_answered_and_the_next_one_too(start: Starter, path: Path) -> None:
+    class Hungry(Echo):
+        def __call__(self, request: Request, read_body: ReadBody) -> Response:
+            if len(read_body()) > 1:
+                raise MemoryError
+            return Response(200, b'{"by": "a"}')
+
+    start(Hungry("a"))
+    connection = UnixConnection(path)
+    connection.request("POST", "/", b"xx")
+    response = connection.getresponse()
+    assert (response.status, response.getheader("Retry-After")) == (503, "1")
+    assert b"memory" in response.read()
+    assert connection.ask() == "a"
+    connection.close()
+
+
 def test_switching_back_and_forth_under_load_loses_no_request_of_a_plain_client(start: Starter, path: Path) -> None:
     """http.client does not repeat anything by itself, so one dropped request is one failure here."""
     workers = [start(Echo("a")), start(Echo("b"), paused=True)]

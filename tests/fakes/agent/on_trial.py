@@ -65,7 +65,11 @@ class TrialDevice:
         probation_s: float = 600.0,
         settings: Mapping[str, object] | None = None,
     ) -> "TrialDevice":
-        """`settings`: of the agent, by the names of their environment variables without the prefix."""
+        """In state COMMITTED release 2 is the proven one, and release 1 was before it.
+
+        Args:
+            settings: of the agent, by the names of their environment variables without the prefix.
+        """
         state_dir = folder / "state"
         _make_lonely_identity(folder / "ca", state_dir)
         release, data = make_digits(1)
@@ -77,7 +81,9 @@ class TrialDevice:
             id="dep-2", generation=2, model="digits", version=2, manifest=digest_of(encode(release)), slot="B",
             variant=variant.name, artifact=variant.artifact, probation_s=probation_s, started_at=1, changed_at=1,
         )  # fmt: skip
-        _write_machine(state_dir, Machine(state=state, committed="A", deployment=trial))
+        trying = Machine(state=state, committed="A", deployment=trial)
+        proven = Machine(state=state, committed="B", deployment=trial, previous="A", proven=trial)
+        _write_machine(state_dir, proven if state is S.COMMITTED else trying)
         daemon = Daemon(state_dir, {f"COVEY_AGENT_{name}": str(value) for name, value in (settings or {}).items()})
         return cls(state_dir, daemon, variant.artifact)
 
