@@ -12,6 +12,8 @@ from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from covey_agent.core.jobs import LinkRules
+from covey_agent.core.links import parse_link_rules
 from covey_agent.core.policy import Budget, Policy, parse_hours
 from covey_agent.errors import UsageError
 from covey_contract.errors import ContractError
@@ -122,6 +124,17 @@ class IdentitySettings:
 
 
 @dataclass(frozen=True, slots=True)
+class NetworkSettings:
+    """[network]"""
+
+    max_kbit_per_s: float = _setting(0.0, "most that downloads of artifacts may take of the link, kbit/s on average; 0: no cap", low=0)
+    metered: str = _setting("auto", "whether the link is metered: yes, no, or auto (NetworkManager, or the interface's name)")
+    metered_policy: str = _setting("allow", "what may come over a metered link: allow (all), small (see small_mb), wait (nothing)")
+    small_mb: float = _setting(1.0, "what metered_policy = small lets through, MB for one artifact or delta", low=0)
+    metered_interfaces: str = _setting("wwan* ppp* rmnet*", "patterns of interfaces that auto takes for metered")
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """Everything that is read once at the start."""
 
@@ -130,9 +143,21 @@ class Settings:
     deploy: DeploySettings = field(default_factory=DeploySettings)
     health: HealthSettings = field(default_factory=HealthSettings)
     readings: ReadingsSettings = field(default_factory=ReadingsSettings)
+    network: NetworkSettings = field(default_factory=NetworkSettings)
     report: ReportSettings = field(default_factory=ReportSettings)
     training: TrainingSettings = field(default_factory=TrainingSettings)
     identity: IdentitySettings = field(default_factory=IdentitySettings)
+
+    def link_rules(self) -> LinkRules:
+        """[network] as the deploy child takes it. Raises UsageError."""
+        network = self.network
+        return parse_link_rules(
+            max_kbit_per_s=network.max_kbit_per_s,
+            metered=network.metered,
+            policy=network.metered_policy,
+            small_mb=network.small_mb,
+            interfaces=network.metered_interfaces,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +174,7 @@ _TABLES: dict[str, type[Any]] = {
     "deploy": DeploySettings,
     "health": HealthSettings,
     "readings": ReadingsSettings,
+    "network": NetworkSettings,
     "report": ReportSettings,
     "training": TrainingSettings,
     "identity": IdentitySettings,
@@ -165,7 +191,9 @@ def load_settings(state_dir: Path, environment: Mapping[str, str]) -> Settings:
             f"{FILE_NAME}: unknown table or key {', '.join(sorted(unknown))}; known are {', '.join(sorted(_TABLES))}, policy, datasets"
         )
     parse_consent(content)
-    return Settings(**{name: _load_table(name, kind, content.get(name, {}), environment) for name, kind in _TABLES.items()})
+    settings = Settings(**{name: _load_table(name, kind, content.get(name, {}), environment) for name, kind in _TABLES.items()})
+    settings.link_rules()  # a word that means nothing is said at the start, not when the first artifact comes
+    return settings
 
 
 def load_consent(state_dir: Path) -> Consent:

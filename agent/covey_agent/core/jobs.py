@@ -19,6 +19,8 @@ than msgspec, because the idle agent imports it.
 | workers.renew | RenewJob | - | RENEWAL_REQUESTED, RENEWAL_INSTALLED, RENEWAL_REFUSED, RENEWAL_FAILED |
 """
 
+from enum import Enum
+
 from msgspec import Struct, field
 
 from covey_contract.messages import Capabilities, Count, Millis, PrivacyPlan, Scalar
@@ -39,6 +41,24 @@ class BrokerAddress(Struct, frozen=True):
 # -- deploy ------------------------------------------------------------------------------------------------------------
 
 
+class MeteredPolicy(Enum):
+    """What may come over a metered link."""
+
+    ALLOW = "allow"  # everything
+    SMALL = "small"  # what is small, such as a delta
+    WAIT = "wait"  # nothing: artifacts wait for another link
+
+
+class LinkRules(Struct, frozen=True):
+    """The owner's rules for downloads."""
+
+    max_bytes_per_s: float = 0.0  # 0: no cap
+    metered: str = "auto"  # "yes", "no", or found out
+    policy: MeteredPolicy = MeteredPolicy.ALLOW
+    small_bytes: Count = 0
+    interfaces: list[str] = field(default_factory=list)  # patterns of interfaces that count as metered
+
+
 class DeployJob(Struct, frozen=True, tag="deploy_job"):
     """Verify an order, fetch the best variant and stage it in the free slot."""
 
@@ -51,6 +71,7 @@ class DeployJob(Struct, frozen=True, tag="deploy_job"):
     quarantine: list[str]
     reserve_bytes: int  # free disk that must remain
     min_generation: Count = 0  # an order with a lower generation is refused
+    link: LinkRules = LinkRules()
 
 
 class VariantChosen(Struct, frozen=True, tag="variant_chosen"):

@@ -128,6 +128,7 @@ class Staging:
             quarantine=[entry.digest for entry in machine.quarantine],
             reserve_bytes=settings.reserve_mb * 1024 * 1024,
             min_generation=self._floor(),
+            link=self._kit.settings.link_rules(),
         )
         self._start("deploy", job, deadline_s=settings.progress_timeout_s)
 

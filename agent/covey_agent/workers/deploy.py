@@ -20,6 +20,7 @@ from covey_agent.workers.fetch import Fetch, FetchPlace
 from covey_agent.workers.lines import Lines
 from covey_agent.workers.link import BulkLink
 from covey_agent.workers.offers import DeltaOffers
+from covey_agent.workers.pace import ChunkWindow
 from covey_agent.workers.partial import forget_other_artifacts
 from covey_agent.workers.stage import SlotFile, clear_leftovers, holds, stage_slot
 from covey_agent.workers.suppliers import Suppliers
@@ -67,7 +68,15 @@ def deploy(job: DeployJob, link: BulkLink, lines: Lines) -> Staged:
     if not holds(slot_dir, slot, variant=variant):
         place = FetchPlace(fetch_dir, Path(job.active_artifact) if job.active_artifact else None, job.reserve_bytes)
         with closing(Suppliers(link, link.fetch_part, lambda offer: _download(offer, job.broker))) as suppliers:
-            fetch = Fetch(suppliers, place, tell=lines.emit, clock=time.monotonic, offers=DeltaOffers(link.fetch_part))
+            fetch = Fetch(
+                suppliers,
+                place,
+                tell=lines.emit,
+                clock=time.monotonic,
+                offers=DeltaOffers(link.fetch_part),
+                rules=job.link,
+                window=ChunkWindow.after(link.round_trip_s),
+            )
             stage_slot(slot_dir, manifest, slot=slot, variant=variant, data=fetch.obtain(variant))
         how = fetch.how + (f", by {' and '.join(sorted(suppliers.used))}" if suppliers.used else "")
     # Here and not only after staging: an earlier run of this job may have been killed just after it.

@@ -8,15 +8,18 @@ import hmac
 import logging
 import os
 import shutil
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from covey_agent.core.jobs import FetchProgress
+from covey_agent.core.jobs import FetchProgress, LinkRules
 from covey_agent.workers.bspatch import apply_patch
 from covey_agent.workers.errors import NetworkError, RefusedError, UntrustedError
 from covey_agent.workers.link import ChunkSource
+from covey_agent.workers.metered import check_link
 from covey_agent.workers.offers import DeltaOffers
+from covey_agent.workers.pace import ChunkWindow, Pace
 from covey_agent.workers.partial import PartialArtifact, forget_other_artifacts
 from covey_agent.workers.stage import copy_verified, file_digest
 from covey_contract.messages import DeltaOffer
@@ -47,8 +50,11 @@ class Fetch:
         tell: Callable[[FetchProgress], None],
         clock: Callable[[], float],
         offers: DeltaOffers | None = None,
+        rules: LinkRules | None = None,
+        window: ChunkWindow | None = None,
+        pause: Callable[[float], None] = time.sleep,
     ) -> None:
-        """`offers`: where deltas are asked for; None: whole artifacts only."""
+        """`offers`: where deltas are asked for; None: whole artifacts only. `rules`: of the link; None: no cap, nothing metered."""
         self._source = source
         self._place = place
         self._tell = tell
@@ -57,6 +63,9 @@ class Fetch:
         self._received = 0
         self._wrong = 0
         self._offers = offers
+        self._rules = rules or LinkRules()
+        self._window = window or ChunkWindow()
+        self._pace = Pace(self._rules.max_bytes_per_s, clock=clock, pause=pause)
         self.how = ""  # how the artifact came, in words
 
     def obtain(self, variant: Variant) -> Path:
@@ -77,6 +86,7 @@ class Fetch:
     def _fetch_whole(self, folder: Path, digest: str, *, length: int, chunks: Sequence[str]) -> Path | None:
         """Every chunk of an artifact or a delta; None if the whole is wrong though every chunk is right."""
         with PartialArtifact(folder, digest, length=length, chunks=chunks) as partial:
+            check_link(self._rules, length)
             self._progress(partial, force=True)
             for group in range(partial.groups):
                 self._fetch_group(partial, group)
@@ -158,13 +168,21 @@ class Fetch:
     def _fetch_group(self, partial: PartialArtifact, group: int) -> None:
         if not partial.missing(group):
             return
-        for chunk in self._source.chunks(partial.digest, group=group, missing=lambda: partial.missing(group)):
+        while lacking := partial.missing(group):
+            self._fetch_window(partial, group, self._window.cut(lacking))
+        partial.sync()
+
+    def _fetch_window(self, partial: PartialArtifact, group: int, wanted: int) -> None:
+        """As many chunks as the link takes at once."""
+        begun, before = self._clock(), self._received
+        for chunk in self._source.chunks(partial.digest, group=group, missing=lambda: partial.missing(group) & wanted):
             self._received += len(chunk.data)
             if partial.store(chunk):
                 self._progress(partial)
             elif partial.lacks(chunk.index):
                 self._count_wrong(partial, chunk.index)
-        partial.sync()
+        self._window.arrived(self._received - before, self._clock() - begun)
+        self._pace.take(self._received - before)
 
     def _count_wrong(self, partial: PartialArtifact, index: int) -> None:
         self._wrong += 1

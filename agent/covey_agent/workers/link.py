@@ -72,6 +72,11 @@ class BulkLink:
         """Disconnect politely."""
         self._connection.close()
 
+    @property
+    def round_trip_s(self) -> float | None:
+        """How long the server takes to answer a question; None before the first one."""
+        return self._part_patience.round_trip_s
+
     def fetch_part(self, name: str, part: int) -> MetadataPart:
         """Ask for one part of a metadata file or target until it comes. Raises NetworkError."""
         want = WantMetadata(id=secrets.token_hex(8), name=name, part=part)

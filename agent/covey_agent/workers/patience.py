@@ -57,6 +57,11 @@ class Patience:
         self._heard_at = self.progress_at = now
         return min(self._timeout(), self._settings.most_wait_s)
 
+    @property
+    def round_trip_s(self) -> float | None:
+        """The smoothed time from a question to its answer; None before the first one."""
+        return self._smoothed
+
     def is_over(self, *, now: float) -> bool:
         """Whether it is time to give up."""
         return now - self.progress_at > self._settings.patience_s

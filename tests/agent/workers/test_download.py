@@ -19,6 +19,7 @@ from tests.fakes.tiny_releases import make_variant
 from covey_agent.workers.download import Download, DownloadSettings
 from covey_agent.workers.errors import NetworkError
 from covey_agent.workers.fetch import Fetch, FetchPlace
+from covey_agent.workers.pace import ChunkWindow
 from covey_agent.workers.partial import PartialArtifact
 from covey_agent.workers.suppliers import Suppliers
 from covey_contract.codec import encode
@@ -104,7 +105,7 @@ def host(tmp_path: Path) -> Iterator[Host]:
 def fetching(source: Download | Suppliers, folder: Path) -> Iterator[Fetch]:
     """The device's own fetch over a supplier."""
     with closing(source):
-        yield Fetch(source, FetchPlace(folder / "fetch", None, 0), tell=lambda _: None, clock=lambda: 0.0)
+        yield Fetch(source, FetchPlace(folder / "fetch", None, 0), tell=lambda _: None, clock=lambda: 0.0, window=ChunkWindow(16))
 
 
 def test_an_artifact_comes_in_one_request_a_group(host: Host, tmp_path: Path) -> None:

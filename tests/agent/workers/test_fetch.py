@@ -14,6 +14,7 @@ from covey_agent.core.jobs import FetchProgress
 from covey_agent.workers.errors import NetworkError, RefusedError, UntrustedError
 from covey_agent.workers.fetch import Fetch, FetchPlace
 from covey_agent.workers.offers import DeltaOffers
+from covey_agent.workers.pace import ChunkWindow
 from covey_agent.workers.partial import PartialArtifact
 from covey_contract.codec import digest_of, encode
 from covey_contract.ids import Digest
@@ -31,7 +32,7 @@ def fetch(
     folder: Path, server: ChunkServer, *, told: list[FetchProgress] | None = None, active: Path | None = None, reserve: int = 0
 ) -> Fetch:
     tell = told.append if told is not None else lambda _: None
-    return Fetch(server, FetchPlace(folder, active, reserve), tell=tell, clock=lambda: 0.0)
+    return Fetch(server, FetchPlace(folder, active, reserve), tell=tell, clock=lambda: 0.0, window=ChunkWindow(16))
 
 
 def change(chunk: Chunk, data: bytes) -> Chunk:
@@ -197,7 +198,9 @@ def fetch_over(folder: Path, server: DeltaServer) -> Fetch:
     active = folder / "active"
     active.write_bytes(OLD)
     offers = DeltaOffers(server.fetch_part, pause=lambda _: None, clock=iter(range(0, 10_000, 10)).__next__)
-    return Fetch(server, FetchPlace(folder / "fetch", active, 0), tell=lambda _: None, clock=lambda: 0.0, offers=offers)
+    return Fetch(
+        server, FetchPlace(folder / "fetch", active, 0), tell=lambda _: None, clock=lambda: 0.0, offers=offers, window=ChunkWindow(16)
+    )
 
 
 def test_a_delta_against_what_serves_makes_the_artifact(tmp_path: Path) -> None:
