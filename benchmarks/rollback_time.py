@@ -76,7 +76,7 @@ KINDS = [
     Kind("silent", send(signal.SIGSTOP), settings={"INFERENCE_SILENCE_TIMEOUT_S": 2}),
     Kind("out of memory", show(1), Behaviour.HOG, settings={"INFERENCE_MEMORY_LIMIT_MB": 512}),
     Kind("slow", show(24), Behaviour.SLOW, Runtime.LITERT),
-    Kind("NaN", show(4), Behaviour.NAN),
+    Kind("NaN", show(200), Behaviour.NAN),
     Kind("constant", show(24), Behaviour.CONSTANT),
 ]
 

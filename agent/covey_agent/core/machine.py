@@ -54,6 +54,7 @@ class Event(Enum):
     SERVED = "served"  # probation went on for a while without evidence
     EVIDENCE = "evidence"  # the new model is bad
     CONTROL_LOST = "control_lost"  # the connection to the server, which worked before, has been gone for too long in probation
+    CONTROL_BACK = "control_back"  # after that: it is there again, and the reason says whether the new model was to blame
     LATE_EVIDENCE = "late_evidence"  # the proven model turned bad, and the one before it is still there
     PROBATION_PASSED = "probation_passed"
     OLD_SERVES = "old_serves"  # the committed slot accepts requests again, or there is none
@@ -183,7 +184,12 @@ _REST: dict[State, dict[Event, Row]] = {
 _ROWS: dict[State, dict[Event, Row]] = {
     S.IDLE: {**_BEGIN, **_REST[S.IDLE]},
     S.COMMITTED: {**_BEGIN, **_REST[S.COMMITTED], E.LATE_EVIDENCE: (S.ROLLING_BACK, _UNDO)},
-    S.ROLLED_BACK: {**_BEGIN, **_REST[S.ROLLED_BACK], E.LATE_EVIDENCE: (S.ROLLING_BACK, _UNDO)},
+    S.ROLLED_BACK: {
+        **_BEGIN,
+        **_REST[S.ROLLED_BACK],
+        E.LATE_EVIDENCE: (S.ROLLING_BACK, _UNDO),
+        E.CONTROL_BACK: (S.ROLLED_BACK, (A.REPORT,)),
+    },
     S.REFUSED: {**_BEGIN, **_REST[S.REFUSED], E.LATE_EVIDENCE: (S.ROLLING_BACK, _UNDO)},
     S.FETCHING: {
         E.VARIANT_CHOSEN: (S.FETCHING, (A.REPORT,)),

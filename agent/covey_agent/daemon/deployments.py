@@ -41,6 +41,7 @@ MAX_OLD_FAILURES = 2  # starts of the old model that fail before the roll-back c
 KEY_UNTOLD = "untold"  # the end of a deployment that the history does not hold yet
 PERSIST_RETRY_S = 30.0
 STEADY_S = 600.0  # a start that lasts so long is no part of a loop
+CONTROL_BACK_S = 60.0  # a connection that comes back so soon after the old model was what the new one had broken
 ROLLED_BACK_DRAIN_S = 5.0  # what a guilty worker is given to answer the requests that it has accepted
 RESULTS = frozenset({DeploymentState.COMMITTED, DeploymentState.ROLLED_BACK, DeploymentState.REFUSED})
 _MESSAGES = frozenset({Action.REPORT, Action.REPORT_PROGRESS})  # one that cannot be sent is made up for by the next one
@@ -83,6 +84,8 @@ class Deployments:
         self._aftercare = aftercare
         self._audience: Audience | None = None
         self._evidence_at: float | None = None
+        self._control_lost = ""  # the deployment that was undone for it, until the connection is back
+        self._old_served_at = 0.0
         self._old_failures = 0
         self._stumbles = 0  # in a row
         self._storage_works = True
@@ -146,6 +149,7 @@ class Deployments:
     def connected(self) -> None:
         """The broker is back: a deployment that waits to be tried again need not wait any longer."""
         self._watch.connected()
+        self._judge_lost_control()
         if self._kit.timers.is_set("deploy-retry"):
             self._kit.timers.set("deploy-retry", self._kit.random(), self._retry)
 
@@ -367,6 +371,24 @@ class Deployments:
             self._save_proven()
         if happened.event is Event.ORDERED:
             self._evidence_at = None
+        self._note_control(happened, deployment)
+
+    def _note_control(self, happened: Happened, deployment: Deployment) -> None:
+        if happened.event is Event.CONTROL_LOST:
+            self._control_lost = deployment.id
+        elif happened.event is Event.OLD_SERVES:
+            self._old_served_at = self._kit.clock.monotonic()
+
+    def _judge_lost_control(self) -> None:
+        """The connection is there again after a model was sent back for its loss: say whose doing it was. Nothing else depends on that."""
+        lost, self._control_lost = self._control_lost, ""
+        undone = self.machine.deployment
+        if undone is None or undone.id != lost or self.machine.state is not DeploymentState.ROLLED_BACK:
+            return
+        after_s = self._kit.clock.monotonic() - self._old_served_at
+        verdict = "so the new model had broken it" if after_s <= CONTROL_BACK_S else "so the network was to blame"
+        reason = f"{undone.reason}; it came back {after_s:.0f} s after the old model, {verdict}"
+        self.happened(Happened(Event.CONTROL_BACK, reason=reason))
 
     def _note_evidence(self) -> None:
         self._evidence_at = self._kit.clock.monotonic()

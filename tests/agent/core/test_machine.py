@@ -37,7 +37,7 @@ idle          ordered fetching | already_runs committed | order_refused refused 
 committed     ordered fetching | already_runs committed | order_refused refused | booted committed | stumbled committed
 committed     late_evidence rolling_back
 rolled_back   ordered fetching | already_runs committed | order_refused refused | booted rolled_back | stumbled rolled_back
-rolled_back   late_evidence rolling_back
+rolled_back   late_evidence rolling_back | control_back rolled_back
 refused       ordered fetching | already_runs committed | order_refused refused | booted refused | stumbled refused
 refused       late_evidence rolling_back
 fetching      variant_chosen fetching | progressed fetching | fetched verifying | deploy_refused refused | deploy_failed fetching

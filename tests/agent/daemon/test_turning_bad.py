@@ -178,7 +178,10 @@ def probation(world: World, life: Life, *, probation_s: float) -> None:
     accept(life, "A")
 
 
-def test_a_connection_that_worked_before_and_is_lost_for_long_sends_the_model_back(second: tuple[World, Life]) -> None:
+@pytest.mark.parametrize(("away_s", "verdict"), [(3, "the new model had broken it"), (90, "the network was to blame")])
+def test_a_connection_that_worked_before_and_is_lost_for_long_sends_the_model_back(
+    second: tuple[World, Life], away_s: float, verdict: str
+) -> None:
     world, life = second
     probation(world, life, probation_s=600)
     life.disconnect()
@@ -191,10 +194,15 @@ def test_a_connection_that_worked_before_and_is_lost_for_long_sends_the_model_ba
     old = life.worker("B")
     assert old is not None
     old.says(QUIET)
+    keep_alive(life, away_s)
     life.connect()
     said, deployment = report(life)
     assert (deployment.state, said.active_slot, said.quarantine) == (S.ROLLED_BACK, "B", [])
     assert "connection to the server" in deployment.reason
+    assert verdict in deployment.reason
+    life.disconnect()
+    life.connect()
+    assert report(life)[1].reason == deployment.reason, "it is judged once"
 
 
 def test_probation_does_not_end_well_while_the_connection_is_away(second: tuple[World, Life]) -> None:
