@@ -24,6 +24,7 @@ from covey_agent.adapters.leaving import finish_leaving, refuse_decommissioned
 from covey_agent.adapters.ledger_file import LEDGER_NAME, LedgerFile
 from covey_agent.adapters.lock import StateLock
 from covey_agent.adapters.mqtt_paho import PahoBroker
+from covey_agent.adapters.reserve import Reserve
 from covey_agent.adapters.slot_files import SlotFiles
 from covey_agent.adapters.sockets import ListeningSockets
 from covey_agent.adapters.store_readings import SqliteReadings
@@ -84,10 +85,12 @@ def run_agent(state_dir: Path, environment: Mapping[str, str]) -> None:
     refuse_decommissioned(state_dir)
     identity = load_identity(state_dir).through(settings.broker.host, settings.broker.port)
     lock = StateLock.acquire(state_dir / "agent.lock")
-    database = open_database(state_dir / DATABASE_NAME)
+    reserve = Reserve(state_dir / "reserve")
+    database = _open_database(state_dir / DATABASE_NAME, reserve)
     try:
         sockets = ListeningSockets.open(state_dir / "run", tcp_port=settings.inference.tcp_port)
         agent = build_agent(state_dir, settings, identity, database=database, sockets=sockets)
+        reserve.fill()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, agent.stop_on_signal)
         signal.signal(signal.SIGUSR1, agent.renew_on_signal)
@@ -98,6 +101,16 @@ def run_agent(state_dir: Path, environment: Mapping[str, str]) -> None:
         finish_leaving(state_dir)  # under the lock: nobody starts while it wipes
         lock.release()
     refuse_decommissioned(state_dir)
+
+
+def _open_database(path: Path, reserve: Reserve) -> Database:
+    try:
+        return open_database(path)
+    except StoreError as exc:
+        if not reserve.give_up():
+            raise
+        logger.warning("%s: trying again with the room that was held back", exc)
+    return open_database(path)
 
 
 def build_agent(

@@ -1,111 +1,145 @@
-"""The shim of shim.c: built with the machine's C compiler, put into an agent's process tree, and told when to strike."""
+"""The shim from Python: compile it, tell it what to do, read what it saw."""
 
+import ctypes
 import mmap
-import os
-import re
-import shutil
-import struct
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections import Counter
 from dataclasses import dataclass
-from enum import IntEnum
+from enum import IntEnum, IntFlag
 from pathlib import Path
 
 SOURCE = Path(__file__).with_name("shim.c")
-_CONTROL = struct.Struct("<5I")  # struct control of shim.c
-_LINE = re.compile(r"^(\d+) (\d+) ([a-z-]+) (\d+) (.*)$", re.MULTILINE)
 
 
-class Fault(IntEnum):
-    """What happens at the chosen boundary; the numbers are shim.c's."""
+class Mode(IntEnum):
+    """What happens at the armed point."""
 
-    NONE = 0
-    KILL_TREE = 1  # a power cut: the agent, the caller and all other children get SIGKILL
-    KILL_SELF = 2  # only the calling process gets SIGKILL
-    TORN = 3  # half of the bytes are written, then a power cut
-    FULL = 4  # from here on nothing finds room
-    READ_ONLY = 5  # from here on nothing may change
+    OFF = 0
+    KILL_BEFORE = 1  # the whole tree, before the call
+    KILL_AFTER = 2  # the whole tree, after the call
+    KILL_SELF = 3  # only the process that calls
+    KILL_TORN = 4  # the whole tree, when half of the bytes are written; before the call if it writes none
+    FAIL_FROM = 5  # from that point on calls fail with `error`
+
+
+class Kind(IntFlag):
+    """Which calls fail."""
+
+    WRITES = 1
+    CREATES = 2
+    REMOVES = 4
+    SYNCS = 8
+
+
+ALL_KINDS = Kind.WRITES | Kind.CREATES | Kind.REMOVES | Kind.SYNCS
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Point:
+    """The n-th time (from 1) that `role` makes `call` on `path`."""
+
+    role: str
+    call: str
+    path: str
+    n: int = 1
+
+    def __str__(self) -> str:
+        return f"{self.role} {self.call} {self.path or '.'} #{self.n}"
 
 
 @dataclass(frozen=True, slots=True)
-class Boundary:
-    """One call that changes the disk."""
+class Call:
+    """One line of the log."""
 
-    number: int
-    pid: int
+    role: str
     call: str
-    size: int
-    path: str  # below the state directory
-
-    @property
-    def place(self) -> str:
-        """The path with its names of chance left out, so that runs can be compared."""
-        return re.sub(r"[0-9a-f]{64}", "<digest>", re.sub(r"\.[a-z0-9_]{8}$", ".<random>", self.path))
+    path: str
+    offset: int
+    length: int
 
 
-def find_compiler() -> str | None:
-    """The machine's C compiler."""
-    return shutil.which("cc") or shutil.which("gcc")
+class _Control(ctypes.Structure):
+    _fields_ = (
+        ("mode", ctypes.c_uint32),
+        ("occurrence", ctypes.c_uint32),
+        ("matched", ctypes.c_uint32),
+        ("fired", ctypes.c_uint32),
+        ("error", ctypes.c_uint32),
+        ("kinds", ctypes.c_uint32),
+        ("root", ctypes.c_int32),
+        ("pad", ctypes.c_uint32),
+        ("role", ctypes.c_char * 32),
+        ("call", ctypes.c_char * 32),
+        ("path", ctypes.c_char * 448),
+        ("folder", ctypes.c_char * 512),
+        ("log", ctypes.c_char * 512),
+    )
 
 
-def build_shim(folder: Path) -> Path:
-    """Compile the shim; raises RuntimeError with what the compiler says."""
-    target = folder / "shim.so"
-    compiler = find_compiler()
-    if compiler is None:
-        raise RuntimeError("the kill harness needs a C compiler: install gcc and libc6-dev")
-    command = [compiler, "-O2", "-fPIC", "-shared", "-o", str(target), str(SOURCE), "-ldl"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise RuntimeError(f"the shim does not compile: {done.stderr}")
-    return target
+class Control:
+    """The shared file of one process tree."""
 
-
-class Strike:
-    """The shared memory of one run of one tree."""
-
-    def __init__(self, memory: mmap.mmap, log: Path, environment: dict[str, str]) -> None:
-        self._memory = memory
+    def __init__(self, path: Path, *, folder: Path, log: Path) -> None:
+        self.path = path
         self._log = log
-        self.environment = environment
+        path.write_bytes(bytes(ctypes.sizeof(_Control)))
+        with path.open("r+b") as file:
+            self._map = mmap.mmap(file.fileno(), ctypes.sizeof(_Control))
+        self._control = _Control.from_buffer(self._map)
+        self._control.folder = str(folder).encode()
+        self._control.log = str(log).encode()
 
     @property
-    def count(self) -> int:
-        """Boundaries so far."""
-        return self._read()[0]
+    def fired(self) -> bool:
+        """Whether the armed point was reached."""
+        return bool(self._control.fired)
 
-    @property
-    def has_struck(self) -> bool:
-        """Whether the fault has happened."""
-        return bool(self._read()[4])
+    def arm(self, point: Point | None, mode: Mode, *, error: int = 0, kinds: Kind = ALL_KINDS) -> None:
+        """From now on; without a point, FAIL_FROM begins at once."""
+        control = self._control
+        control.mode = Mode.OFF
+        control.role, control.call, control.path = (
+            (point.role.encode(), point.call.encode(), point.path.encode()) if point else (b"", b"", b"")
+        )
+        control.occurrence = point.n if point else 0
+        control.matched, control.error, control.kinds = 0, error, kinds
+        control.fired = 1 if mode is Mode.FAIL_FROM and point is None else 0
+        control.mode = mode
 
-    def end_fault(self) -> None:
-        """There is room again, or the disk can be written again."""
-        self._memory[8:12] = struct.pack("<I", Fault.NONE)
+    def disarm(self) -> None:
+        """Only look."""
+        self._control.mode = Mode.OFF
 
-    def boundaries(self) -> list[Boundary]:
-        """Every boundary so far, in order."""
-        text = self._log.read_text("utf-8", "replace") if self._log.exists() else ""
-        found = [Boundary(int(number), int(pid), call, int(size), path) for number, pid, call, size, path in _LINE.findall(text)]
-        return sorted(found, key=lambda boundary: boundary.number)
+    def forget(self) -> None:
+        """Begin a new log."""
+        self._log.unlink(missing_ok=True)
 
-    def _read(self) -> tuple[int, ...]:
-        return _CONTROL.unpack(self._memory[: _CONTROL.size])
+    def calls(self) -> list[Call]:
+        """Everything since `forget`."""
+        calls = []
+        for line in self._log.read_text(errors="replace").splitlines() if self._log.exists() else ():
+            role, call, path, offset, length = line.split("\t")
+            calls.append(Call(role, call, path, int(offset), int(length)))
+        return calls
+
+    def points(self) -> list[Point]:
+        """Every point that was passed since `forget`, in order."""
+        seen: Counter[tuple[str, str, str]] = Counter()
+        points = []
+        for call in self.calls():
+            if call.call != "from":
+                key = (call.role, call.call, call.path)
+                seen[key] += 1
+                points.append(Point(*key, n=seen[key]))
+        return points
 
 
-@contextmanager
-def plan_strike(shim: Path, folder: Path, work: Path, *, fault: Fault = Fault.NONE, at: int = 0) -> Iterator[Strike]:
-    """A strike at boundary `at` of what happens below `folder`; `work` holds the shared file and the log."""
-    work.mkdir(parents=True, exist_ok=True)
-    control, log = work / "control", work / "boundaries.log"
-    log.unlink(missing_ok=True)
-    control.write_bytes(_CONTROL.pack(0, at, fault, 0, 0))
-    environment = {
-        "LD_PRELOAD": str(shim),
-        "COVEY_FAULT_CONTROL": str(control),
-        "COVEY_FAULT_FOLDER": os.path.realpath(folder),
-        "COVEY_FAULT_LOG": str(log),
-    }
-    with control.open("r+b") as file, mmap.mmap(file.fileno(), _CONTROL.size) as memory:
-        yield Strike(memory, log, environment)
+def compile_shim(folder: Path) -> Path:
+    """The shared object."""
+    target = folder / "shim.so"
+    subprocess.run(
+        ["cc", "-O1", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", "-o", str(target), str(SOURCE), "-ldl"],
+        check=True,
+        capture_output=True,
+    )
+    return target

@@ -1,10 +1,14 @@
 """One agent per state directory: an advisory lock that the kernel releases however the holder dies."""
 
+import errno
 import fcntl
+import logging
 import os
 from pathlib import Path
 
 from covey_agent.errors import AlreadyRunningError, StateError
+
+logger = logging.getLogger(__name__)
 
 
 class StateLock:
@@ -17,7 +21,7 @@ class StateLock:
     def acquire(cls, path: Path) -> "StateLock":
         """Take the lock, or raise AlreadyRunningError."""
         try:
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            fd = _open(path)
         except OSError as exc:
             raise StateError(f"cannot open {path}: {exc.strerror}") from exc
         try:
@@ -26,13 +30,25 @@ class StateLock:
             holder = os.pread(fd, 32, 0).decode("ascii", "replace").strip()
             os.close(fd)
             raise AlreadyRunningError(f"another agent (process {holder or 'unknown'}) already runs on {path.parent}") from exc
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+        try:
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+        except OSError as exc:  # the lock holds without its text: a full disk is no reason not to serve
+            logger.warning("cannot write the process id into %s: %s", path, exc.strerror)
         return cls(fd)
 
     def release(self) -> None:
         """Let the next one in."""
         os.close(self._fd)
+
+
+def _open(path: Path) -> int:
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as exc:
+        if exc.errno != errno.EROFS:
+            raise
+    return os.open(path, os.O_RDONLY | os.O_CLOEXEC)  # enough for a lock
 
 
 def find_holder(path: Path) -> int | None:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -75,12 +76,14 @@ class SlotFiles:
             logger.warning("%s is unreadable: %s", self._proven, exc)
             return Proven()
 
-    def save_proven(self, proven: Proven) -> None:
-        """Replace the second copy by one rename; failing is not fatal, since the database has the truth."""
+    def save_proven(self, proven: Proven) -> bool:
+        """Replace the second copy by one rename. False: not now; that is not fatal, since the database has the truth."""
         try:
             write_atomically(self._proven, msgspec.json.encode(proven), mode=0o600)
         except OSError as exc:
             logger.warning("cannot write %s: %s", self._proven, exc)
+            return False
+        return True
 
 
 def write_atomically(path: Path, data: bytes, *, mode: int) -> None:
@@ -95,7 +98,8 @@ def write_atomically(path: Path, data: bytes, *, mode: int) -> None:
             os.fsync(file.fileno())
         temporary.rename(path)
     except OSError:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # a file system that has become read-only keeps it; the next write goes over it
+            temporary.unlink(missing_ok=True)
         raise
     fsync_folder(path.parent)
 

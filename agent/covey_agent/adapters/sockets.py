@@ -28,7 +28,6 @@ class ListeningSockets:
     @classmethod
     def open(cls, run_dir: Path, *, tcp_port: int = 0) -> "ListeningSockets":
         """Bind both. Call it with the state lock held: a socket file that lies there is left over from a dead agent."""
-        run_dir.mkdir(mode=0o755, exist_ok=True)
         unix = _listen_unix(run_dir)
         if tcp_port == 0:
             return cls(unix, None, "")
@@ -69,9 +68,13 @@ class ListeningSockets:
 
 def _listen_unix(run_dir: Path) -> socket.socket:
     path = run_dir / SOCKET_NAME
-    path.unlink(missing_ok=True)
+    try:
+        run_dir.mkdir(mode=0o755, exist_ok=True)
+        path.unlink(missing_ok=True)
+        folder = os.open(run_dir, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as exc:
+        raise StateError(f"cannot listen on {path}: {exc.strerror}") from exc
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    folder = os.open(run_dir, os.O_RDONLY | os.O_DIRECTORY)
     try:
         # A state directory deep in the tree makes a path longer than sun_path; the way through /proc is always short.
         long = len(os.fsencode(path)) > MAX_UNIX_PATH

@@ -88,7 +88,7 @@ class Deployments:
         self._old_served_at = 0.0
         self._old_failures = 0
         self._stumbles = 0  # in a row
-        self._storage_works = True
+        self._storage_failed_at: float | None = None
         self._actions: dict[Action, Callable[[Machine], None]] = {
             Action.START_DEPLOY: self._start_deploy,
             Action.START_CHECK: lambda machine: self._staging.start_check(_running(machine)),
@@ -244,8 +244,8 @@ class Deployments:
 
     def _storage_failed(self, event: Event, error: StoreError) -> None:
         """Said once for each time that the disk fails, not once for each event that it fails."""
-        if self._storage_works:
-            self._storage_works = False
+        if self._storage_failed_at is None:
+            self._storage_failed_at = self._kit.clock.monotonic()
             logger.error(
                 "the state cannot be written, from %s on: %s; this is tried again every %.0f s", event.value, error, PERSIST_RETRY_S
             )
@@ -266,15 +266,17 @@ class Deployments:
         self._save_proven()
 
     def _storage_is_back(self) -> None:
-        if not self._storage_works:
-            self._storage_works = True
-            logger.warning("the state can be written again")
+        if self._storage_failed_at is not None:
+            seconds, self._storage_failed_at = self._kit.clock.monotonic() - self._storage_failed_at, None
+            logger.warning("the state can be written again, after %.0f s", seconds)
+            # Told again, because the first alarm may have found no room itself.
+            self._tell().alarm_raised("storage_back", f"the state could not be written for {seconds:.0f} s")
 
     def _save_proven(self) -> None:
         """The second copy says what the machine says, also if the last process died between the two."""
         proven = Proven(committed=self.machine.committed, quarantine=list(self.machine.quarantine))
-        if proven != self._slots.load_proven():
-            self._slots.save_proven(proven)
+        if proven != self._slots.load_proven() and not self._slots.save_proven(proven):
+            self._kit.timers.set("save-proven", PERSIST_RETRY_S, self._save_proven)
 
     def _tell_untold(self) -> None:
         """The end of a deployment that was persisted and, because this process's predecessor died, not yet told."""

@@ -67,7 +67,7 @@ class Orders:
         elif is_newer(desired.generation, floor=self.floor, candidate=self._desired.generation if self._desired else 0):
             logger.info("desired state of generation %d arrived", desired.generation)
             self._stored, self._desired = Stored(order=payload, verified=False), desired
-            self._keep({KEY_DESIRED: msgspec.json.encode(self._stored)})
+            self._keep()
             self.reconsider()
         else:
             logger.info("desired state of generation %d is not newer: ignored", desired.generation)
@@ -95,7 +95,7 @@ class Orders:
             return
         self._stored = Stored(order=self._stored.order, verified=True)
         self.floor = max(self.floor, generation)
-        self._keep({KEY_DESIRED: msgspec.json.encode(self._stored), KEY_FLOOR: msgspec.json.encode(self.floor)})
+        self._keep()
 
     def _take(self, step: NextStep, stored: Stored, desired: Desired) -> bool:
         """Take one step; whether to ask the plan again at once."""
@@ -144,7 +144,7 @@ class Orders:
             self._audience.alarm_raised("order_rejected", reason)
         # Forgotten, so that it does not stand in the way of a true one; a true one is retained and comes again.
         self._stored = self._desired = None
-        self._keep({KEY_DESIRED: None})
+        self._keep()
 
     def _current(self) -> Current:
         machine = self._deployments.machine
@@ -157,12 +157,15 @@ class Orders:
             quarantine=quarantined(self._deployments),
         )
 
-    def _keep(self, values: dict[str, bytes | None]) -> None:
-        """What cannot be written is kept in memory: after a start the broker delivers the order again, and it is verified again."""
+    def _keep(self) -> None:
+        """The desired state and the floor as they are now, at once or as soon as the disk takes them. Should the device start before
+        that, the broker delivers the order again, and it is verified again."""
+        stored = None if self._stored is None else msgspec.json.encode(self._stored)
         try:
-            self._kit.store.save(values)
+            self._kit.store.save({KEY_DESIRED: stored, KEY_FLOOR: msgspec.json.encode(self.floor)})
         except StoreError as exc:
-            logger.warning("the desired state cannot be written: %s", exc)
+            logger.debug("the desired state cannot be written: %s", exc)
+            self._kit.timers.set("keep-desired", PERSIST_RETRY_S, self._keep)
 
     def _refuse_message(self, reason: str) -> None:
         logger.warning("a desired state was refused: %s", reason)

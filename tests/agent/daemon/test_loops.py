@@ -252,7 +252,7 @@ def test_a_step_that_waited_for_the_disk_is_dropped_if_it_is_no_longer_due(serve
     database.is_full = False
     pass_time(life, 60.0)
     assert (state(life), life.accepting()) == (DeploymentState.ROLLED_BACK, ["A"])
-    assert alarms == ["storage"], "no bug is told"
+    assert alarms == ["storage", "storage_back"], "no bug is told"
 
 
 def test_a_lost_order_does_not_leave_the_deployment_standing(served: tuple[World, Life]) -> None:

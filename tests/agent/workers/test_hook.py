@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import pytest
+from tests.fakes.agent.daemon import is_alive
 from tests.fakes.nats_broker import wait_until
-from tests.faults.devices import is_alive
 
 from covey_agent.core.jobs import HookJob
 from covey_agent.workers.hook import run_hook

@@ -88,6 +88,14 @@ def descendants(root: int) -> list[int]:
     return found
 
 
+def is_alive(pid: int) -> bool:
+    """Whether a process runs; one that only waits to be buried does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except (OSError, IndexError):
+        return False
+
+
 def make_identity(state_dir: Path, broker: RunningBroker, device: str, *, profile: str = "device", port: int | None = None) -> None:
     """What enrolment leaves, with a certificate of the test fleet's CA."""
     folder = state_dir / "identity"
