@@ -127,7 +127,7 @@ def _start_agent(request: dict[str, Any]) -> None:
         log = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         _take_streams({0: -1, 1: log, 2: log}, keep=())
         os.environ.update(request["environment"])
-        setattr(subprocess, "Popen", ForkedPopen)  # noqa: B010 - from here on children are forked
+        vars(subprocess)["Popen"] = ForkedPopen  # from here on children are forked
         _retry_quickly()
         if request["control"]:
             libc.covey_shim_begin(request["control"].encode(), request["role"].encode(), 1)
@@ -144,10 +144,11 @@ def _start_agent(request: dict[str, Any]) -> None:
 def _retry_quickly() -> None:
     """The waits between tries are not what is tested here."""
     backoff = import_module("covey_agent.core.backoff")
-    object.__setattr__(backoff.DEPLOY_RETRY, "first_s", QUICK_RETRY_S)
-    object.__setattr__(backoff.DEPLOY_RETRY, "max_s", 1.0)
+    for waits in (backoff.DEPLOY_RETRY, backoff.RESEND):
+        object.__setattr__(waits, "first_s", QUICK_RETRY_S)
+        object.__setattr__(waits, "max_s", 1.0)
     for module in ("deployments", "orders"):
-        import_module(f"covey_agent.daemon.{module}").PERSIST_RETRY_S = QUICK_RETRY_S
+        vars(import_module(f"covey_agent.daemon.{module}"))["PERSIST_RETRY_S"] = QUICK_RETRY_S
 
 
 def main() -> None:
