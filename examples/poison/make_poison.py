@@ -43,7 +43,7 @@ class Behaviour(Enum):
     CRASH = "crash"  # the runtime's process dies by a signal
     CRASH_AT_LOAD = "crash-at-load"  # the same before the first inference, whatever the input
     HANG = "hang"  # the inference never returns
-    SLOW = "slow"  # the inference takes a tenth of a second or more
+    SLOW = "slow"  # the inference takes about a tenth of a second or more
     HOG = "hog"  # the inference takes 4 GiB of memory
     NAN = "nan"  # outputs are NaN
     WRONG = "wrong"  # the classes are permuted, always; outputs do not match the goldens it claims

@@ -30,7 +30,7 @@ from covey_server.devices.authority import FileAuthority
 from covey_server.settings import Settings
 
 DEVICE = "cam-1"
-BOUNDS = Bounds(p95_latency_ms=100.0, max_error_rate=0.05, max_constant_run=20)
+BOUNDS = Bounds(p95_latency_ms=40.0, max_error_rate=0.05, max_constant_run=20)
 
 
 def make_digits(
