@@ -21,6 +21,8 @@ from tests.faults.bench import MODES, Bench, open_bench, table
 from tests.faults.lane import fast_folder
 from tests.faults.sweep import Result, spread
 
+NAMES = 3000  # devices of each lane
+
 
 def main() -> int:
     """Record, kill, print; exit with 1 if anything was wrong."""
@@ -28,18 +30,21 @@ def main() -> int:
     folder = Path(tempfile.mkdtemp(prefix="kill-harness-", dir=fast_folder()))
     begun = time.monotonic()
     try:
-        with open_bench(folder, lanes=options.parallel) as bench:
+        with open_bench(folder, lanes=options.parallel, names=NAMES) as bench:
             results = _sweep(bench, options)
-            points = bench.counts()
+            _tell(bench.counts(), results, options, seconds=time.monotonic() - begun)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+    return 1 if any(result.problems for result in results) else 0
+
+
+def _tell(points: dict[str, int], results: list[Result], options: argparse.Namespace, *, seconds: float) -> None:
     print("\n" + table(points, results))
     wrong = sum(bool(result.problems) for result in results)
     killed = sum(result.reached for result in results)
-    print(f"\n{sum(points.values())} points, {len(results)} cases, {killed} kills, {wrong} wrong, {time.monotonic() - begun:.0f} s")
+    print(f"\n{sum(points.values())} points, {len(results)} cases, {killed} kills, {wrong} wrong, {seconds:.0f} s", flush=True)
     if options.json:
         options.json.write_text(json.dumps(_as_json(points, results, options.seed), indent=1))
-    return 1 if wrong else 0
 
 
 def _sweep(bench: Bench, options: argparse.Namespace) -> list[Result]:

@@ -92,10 +92,10 @@ class Bench:
 
 
 @contextmanager
-def open_bench(folder: Path, *, lanes: int) -> Iterator[Bench]:
+def open_bench(folder: Path, *, lanes: int, names: int = 150) -> Iterator[Bench]:
     """Everything that is needed, in `folder`."""
     (folder / "edge").mkdir(parents=True)
-    with open_lanes(lanes, folder=folder) as opened, EnrolmentEdge(folder / "edge") as edge:
+    with open_lanes(lanes, folder=folder, names=names) as opened, EnrolmentEdge(folder / "edge") as edge:
         yield Bench(opened, all_commands(edge.token))
 
 

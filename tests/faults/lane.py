@@ -37,7 +37,6 @@ QUICK = {
     "COVEY_AGENT_BROKER_RECONNECT_SPREAD_S": "0.3",
 }
 END_S = 60.0
-NAMES = 200  # of devices on each lane
 
 
 class Life:
@@ -148,7 +147,7 @@ class Lane:
     def reset(self, template: Path | None, *, generation: int = 10) -> None:
         """A device as it was when the template was made, under a new name."""
         self.fleet.forget(self.name, generation=generation)
-        self.name = self.names[(self.names.index(self.name) + 1) % len(self.names)]
+        self.name = self.names[self.names.index(self.name) + 1]
         self.fleet.forget(self.name, generation=generation)
         self.control.disarm()
         self.control.forget()
@@ -257,22 +256,23 @@ class Lane:
 
 
 @contextmanager
-def open_lanes(count: int, *, folder: Path) -> Iterator[list[Lane]]:
-    """A broker, a server, a warm process and devices."""
+def open_lanes(count: int, *, folder: Path, names: int) -> Iterator[list[Lane]]:
+    """A broker, a server, a warm process and devices. Each lane has that many names, one for each case that it runs."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "lanes").mkdir()
     (folder / "lanes" / "probed.json").write_bytes(encode(probe()))
     warm = Warm(folder)
     try:
-        names = [[f"kill-{lane}-{number}" for number in range(NAMES)] for lane in range(count)]
-        with running_broker(folder / "server", devices=chain.from_iterable(names)) as broker, Fleet(broker) as fleet:
-            lanes = [Lane(own, folder / "lanes" / own[0], fleet, warm, broker) for own in names]
+        devices = [[f"kill-{lane}-{number}" for number in range(names)] for lane in range(count)]
+        with running_broker(folder / "server", devices=chain.from_iterable(devices)) as broker, Fleet(broker) as fleet:
+            lanes = [Lane(own, folder / "lanes" / own[0], fleet, warm, broker) for own in devices]
             try:
                 yield lanes
             finally:
                 for lane in lanes:
                     if lane.life is not None and not lane.life.is_over:
                         lane.life.end(signal.SIGKILL)
+                broker.process.stop(signal.SIGKILL)  # a clean stop would tidy up the sessions of thousands of devices
     finally:
         warm.close()
 

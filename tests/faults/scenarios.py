@@ -10,6 +10,7 @@ from tests.faults.fleet import BETTER, GOOD, POISON
 from tests.faults.lane import Lane
 from tests.faults.trainer import read_notes
 
+from covey_agent.adapters.ledger_file import LEDGER_NAME, LedgerFile
 from covey_contract.messages import DeploymentState, InviteToRun, PrivacyPlan, ReleaseQuarantine, Reported
 
 ROUNDS = 3
@@ -192,13 +193,13 @@ def _is_trained(lane: Lane) -> bool:
 
 def _charged(lane: Lane) -> list[str]:
     rows = lane.rows("SELECT run, round FROM ledger ORDER BY id")
-    copy = [json.loads(line) for line in (lane.state_dir / "ledger.jsonl").read_text().splitlines() if line]
+    copy = LedgerFile(lane.state_dir / LEDGER_NAME).entries()
     noted = read_notes(lane.folder / "rounds")
     found = []
     if rows != [("run-1", number) for number in range(1, ROUNDS + 1)]:
         found.append(f"the ledger holds {rows}")
-    if {entry["round"] for entry in copy} != set(range(1, ROUNDS + 1)):
-        found.append(f"the ledger's copy holds {[entry['round'] for entry in copy]}")
+    if {entry.round for entry in copy} != set(range(1, ROUNDS + 1)):
+        found.append(f"the ledger's copy holds {[entry.round for entry in copy]}")
     if set(noted.values()) != {"allowed"}:
         found.append(f"a round was refused: {noted}")
     return found

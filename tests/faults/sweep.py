@@ -111,7 +111,7 @@ def run_case(lane: Lane, scenario: Scenario, case: Case) -> Result:
     if not finished and not result.problems:
         report = newest(lane)
         state = report.deployment.state.value if report and report.deployment else "nothing"
-        result.problems.append(f"did not come to an end within {PATIENCE_S} s; reported last: {state}")
+        result.problems.append(f"did not come to an end within {PATIENCE_S} s; reported last: {state}\n{lane.last_words()}")
     if finished and scenario.stops and not result.reached:
         # The point may lie in the clean stop.
         durable |= _stop_and_start_again(lane, case, result)

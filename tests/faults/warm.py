@@ -19,10 +19,12 @@ import os
 import select
 import signal
 import socket
+import ssl
 import subprocess
 import sys
+import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -48,6 +50,9 @@ QUICK_RETRY_S = 0.2
 _HIGH_FD = 200
 
 
+_forking = threading.Lock()
+
+
 class ForkedPopen(subprocess.Popen[bytes]):
     """Popen, except that `python -m covey_agent...` is forked instead of started."""
 
@@ -57,7 +62,8 @@ class ForkedPopen(subprocess.Popen[bytes]):
             super()._execute_child(args, *rest)  # type: ignore[misc]  # the standard library's own, which typeshed does not tell
             return
         pass_fds, pipes, new_session = rest[3], rest[9:15], rest[20]
-        pid = os.fork()
+        with _forking:
+            pid = os.fork()
         if pid == 0:
             _become(command[2:], {0: pipes[0], 1: pipes[3], 2: pipes[5]}, keep=pass_fds, new_session=new_session)
         self.pid = pid
@@ -128,6 +134,7 @@ def _start_agent(request: dict[str, Any]) -> None:
         _take_streams({0: -1, 1: log, 2: log}, keep=())
         os.environ.update(request["environment"])
         vars(subprocess)["Popen"] = ForkedPopen  # from here on children are forked
+        _fork_between_handshakes()
         _retry_quickly()
         if request["control"]:
             libc.covey_shim_begin(request["control"].encode(), request["role"].encode(), 1)
@@ -139,6 +146,21 @@ def _start_agent(request: dict[str, Any]) -> None:
     finally:
         _flush()
         os._exit(code)
+
+
+def _fork_between_handshakes() -> None:
+    """A process that is forked while another thread holds a lock of the resolver or of OpenSSL would wait for it for ever; one that is
+    started by name would not, so this is the harness's own trouble."""
+    for owner, name in ((socket, "getaddrinfo"), (ssl.SSLSocket, "do_handshake"), (ssl.SSLContext, "load_cert_chain")):
+        setattr(owner, name, _one_at_a_time(getattr(owner, name)))
+
+
+def _one_at_a_time(function: Callable[..., Any]) -> Callable[..., Any]:
+    def call(*arguments: Any, **named: Any) -> Any:
+        with _forking:
+            return function(*arguments, **named)
+
+    return call
 
 
 def _retry_quickly() -> None:

@@ -11,12 +11,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.fakes.nats_broker import wait_until
+from tests.fakes.poison import tame_images
 from tests.fakes.services import require
 from tests.faults.bench import MODES, Bench, open_bench, table
 from tests.faults.disk import TROUBLES, Trouble, run_disk_case
+from tests.faults.fleet import BETTER, GOOD
 from tests.faults.lane import QUICK, fast_folder
-from tests.faults.scenarios import SCENARIOS
+from tests.faults.scenarios import SCENARIOS, is_in
 from tests.faults.sweep import Result, spread, template
+
+from covey_agent.core.machine import MAX_BOOTS
+from covey_contract.messages import DeploymentState
 
 pytestmark = [pytest.mark.broker, pytest.mark.runtime, pytest.mark.slow, pytest.mark.xdist_group("faults")]
 SEED = int(os.environ.get("COVEY_KILL_SEED", time.time() // 86400))
@@ -81,4 +87,30 @@ def test_a_second_agent_ends_and_the_next_one_starts_as_soon_as_the_first_is_kil
     heard = len(lane.heard.reports)
     assert lane.wait_for_report(after=heard), lane.last_words()
     assert not third.is_over
+    assert lane.stop() == 0
+
+
+def test_a_device_that_dies_again_and_again_in_probation_goes_back(bench: Bench) -> None:
+    """Real kills at the same place in every life: the loop ends after a fixed number of starts, with the old model."""
+    lane = bench.lanes[0]
+    lane.reset(template(lane, DEPLOYMENT))
+    deployment = lane.fleet.order(lane.name, BETTER, probation_s=3600)
+    starts = 0
+    while True:
+        lane.start()
+        starts += 1
+        heard = len(lane.heard.reports)
+        assert lane.wait_for_report(after=heard), lane.last_words()
+        wait_until(
+            lambda: is_in(lane, deployment, DeploymentState.PROBATION, DeploymentState.ROLLED_BACK),
+            what="probation or its end",
+            timeout_s=60,
+        )
+        if is_in(lane, deployment, DeploymentState.ROLLED_BACK):
+            break
+        assert starts <= MAX_BOOTS + 1
+        lane.stop(9)
+    assert starts == MAX_BOOTS + 2, "the one that was ordered, those that are allowed, and the one that goes back"
+    assert lane.ask(tame_images(1)) == GOOD
+    assert len(lane.heard.reports[-1].quarantine) == 1
     assert lane.stop() == 0
