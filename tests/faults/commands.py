@@ -50,7 +50,7 @@ def run_command_case(lane: Lane, command: Command, case: Case) -> Result:
     result.reached, result.starts = lane.control.fired, 2
     lane.control.disarm()
     if result.reached:
-        result.damaged = damage_unsynced(lane.state_dir, lane.control.calls(), case.damage)
+        result.damaged = damage_unsynced(lane.state_dir, lane.control.calls(), case.damage, before=lane.folder / "nothing")
         result.problems += command.problems(lane, False)
     code = _run(lane, command)
     if code not in command.may_exit:

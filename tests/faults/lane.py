@@ -128,6 +128,7 @@ class Lane:
 
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True)
+        self.template = self.folder  # of the case that runs
         self.name = self.names[0]
         self.state_dir = self.folder / "state"
         self.control = Control(self.folder / "control", folder=self.state_dir, log=self.folder / "calls.log")

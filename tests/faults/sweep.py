@@ -70,7 +70,8 @@ def template(lane: Lane, scenario: Scenario) -> Path:
 
 def record(lane: Lane, scenario: Scenario) -> list[Point]:
     """Live through the scenario undisturbed. Returns every point that was passed, in order."""
-    lane.reset(template(lane, scenario))
+    lane.template = template(lane, scenario)
+    lane.reset(lane.template)
     lane.settings = scenario.settings
     lane.start()
     scenario.begin(lane)
@@ -88,7 +89,8 @@ def run_case(lane: Lane, scenario: Scenario, case: Case) -> Result:
     """Kill at one point and see."""
     begun = time.monotonic()
     result = Result(case)
-    lane.reset(template(lane, scenario))
+    lane.template = template(lane, scenario)
+    lane.reset(lane.template)
     lane.settings = scenario.settings
     lane.control.arm(case.point, case.mode)
     lane.start()
@@ -166,7 +168,7 @@ def _after_death(lane: Lane, case: Case, result: Result) -> set[tuple[str, int]]
     if not lane.control.fired:
         result.problems.append(f"the agent ended by itself with {lane.life.code if lane.life else '?'}: {lane.last_words()}")
     lane.control.disarm()
-    result.damaged += damage_unsynced(lane.state_dir, lane.control.calls(), case.damage)
+    result.damaged += damage_unsynced(lane.state_dir, lane.control.calls(), case.damage, before=lane.template)
     return lane.durable_readings()
 
 
