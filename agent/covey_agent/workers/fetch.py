@@ -68,6 +68,11 @@ class Fetch:
         self._pace = Pace(self._rules.max_bytes_per_s, clock=clock, pause=pause)
         self.how = ""  # how the artifact came, in words
 
+    @property
+    def received(self) -> int:
+        """Bytes of chunks that came, wanted or not."""
+        return self._received
+
     def obtain(self, variant: Variant) -> Path:
         """Return the path of the whole artifact. Raises NetworkError, RefusedError, UntrustedError or OSError."""
         self._place.folder.mkdir(parents=True, exist_ok=True)

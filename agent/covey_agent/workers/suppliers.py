@@ -12,7 +12,7 @@ from covey_agent.workers.errors import NetworkError
 from covey_agent.workers.link import ChunkSource, PartSource
 from covey_contract.codec import decode
 from covey_contract.errors import ContractError
-from covey_contract.ids import Digest
+from covey_contract.ids import Digest, parse_digest
 from covey_contract.messages import Chunk, DownloadOffer
 from covey_contract.offers import download_name
 
@@ -46,6 +46,11 @@ class Suppliers:
                 if place:
                     order.insert(0, order.pop(place))
                 return
+
+    def prefer(self, name: str, digest: str) -> None:
+        """Take this way first for an artifact, whatever the server wants: `MQTT` or `HTTPS`, if there is such a way."""
+        order = self._suppliers(parse_digest(digest))
+        order.sort(key=lambda way: way[0] != name)
 
     def close(self) -> None:
         """End the connections that were made here."""

@@ -9,14 +9,16 @@ an address is one artifact for an hour. The key is the server's own and never le
 import hashlib
 import hmac
 import os
+import re
 import secrets
 from pathlib import Path
 
 from fastapi import APIRouter, Query, Request
-from fastapi.responses import FileResponse
+from fastapi.responses import FileResponse, Response
 
 from covey_contract.errors import ContractError
 from covey_contract.ids import parse_digest
+from covey_contract.limits import CHUNK_BYTES, GROUP_CHUNKS
 from covey_contract.messages import DownloadOffer
 from covey_contract.offers import parse_download_name
 from covey_server.api_deps import parts_of
@@ -30,6 +32,8 @@ from covey_server.settings import Settings
 NOWHERE = DownloadOffer()
 KEY_FILE = ("keys", "downloads.key")
 _KEY_BYTES = 32
+MAX_RANGE_BYTES = 2 * GROUP_CHUNKS * CHUNK_BYTES  # read into memory at once
+_SIMPLE_RANGE = re.compile(r"bytes=(\d{1,15})-(\d{1,15})")
 
 router = APIRouter(prefix="/edge/v1", tags=["edge"])
 
@@ -62,8 +66,8 @@ class DownloadDesk:
         return DownloadOffer(url=f"{self._settings.edge_url}/edge/v1/artifacts/{digest}?{query}", first=first)
 
 
-@router.get("/artifacts/{digest}", response_class=FileResponse, summary="An artifact, whole or in ranges")
-def artifact(request: Request, digest: str, until: int = Query(ge=0, le=2**40), sign: str = Query(max_length=64)) -> FileResponse:
+@router.get("/artifacts/{digest}", response_class=Response, summary="An artifact, whole or in ranges")
+def artifact(request: Request, digest: str, until: int = Query(ge=0, le=2**40), sign: str = Query(max_length=64)) -> Response:
     """Chunks as devices get them over MQTT, for those that were sent here."""
     parts = parts_of(request)
     try:
@@ -73,9 +77,20 @@ def artifact(request: Request, digest: str, until: int = Query(ge=0, le=2**40), 
     if not is_signed(load_key(parts.settings), known, until, sign) or parts.clock().timestamp() > until:
         raise UnauthenticatedError("this address has expired or was never given out; ask for another one over MQTT")
     with parts.db.read() as session:
-        if sendable_length(session, known) is None:
-            raise NotFoundError("artifact", known)
-    return FileResponse(parts.blobs.path(known), media_type="application/octet-stream", headers={"ETag": f'"{known}"'})
+        length = sendable_length(session, known)
+    if length is None:
+        raise NotFoundError("artifact", known)
+    headers = {"ETag": f'"{known}"', "Accept-Ranges": "bytes", "Cache-Control": "private, immutable"}
+    wanted = _SIMPLE_RANGE.fullmatch(request.headers.get("range", ""))
+    if wanted is None or int(wanted.group(2)) - int(wanted.group(1)) >= MAX_RANGE_BYTES:
+        # Rare: a person, or a range that no device of ours asks for. Slower, and complete.
+        return FileResponse(parts.blobs.path(known), media_type="application/octet-stream", headers=headers)
+    start, end = int(wanted.group(1)), min(int(wanted.group(2)) + 1, length)
+    if start >= end:
+        return Response(status_code=416, headers=headers | {"Content-Range": f"bytes */{length}"})
+    body = parts.blobs.read_range(known, start, end - start)
+    headers["Content-Range"] = f"bytes {start}-{end - 1}/{length}"
+    return Response(body, 206, headers, media_type="application/octet-stream")
 
 
 def sign(key: bytes, digest: str, until: int) -> str:

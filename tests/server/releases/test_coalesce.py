@@ -1,5 +1,6 @@
 """Coalescing of wants and the token bucket: pure rules with a clock made of numbers."""
 
+import random
 from collections.abc import Callable
 
 import pytest
@@ -149,3 +150,60 @@ def test_what_is_dropped_or_cleared_frees_its_askers_place() -> None:
         assert coalescer.add(Group("a", 0), 1, asked_at=1.0, asker="x") == 0
         assert coalescer.add(Group("a", 1), 1, asked_at=1.0, asker="x") == -1
         forget()
+
+
+def simulate_wave(coalescer: Coalescer, *, devices: int, groups: int, drift_s: float) -> int:
+    """Devices that ask for one group after the other, each at a speed of its own; returns how many chunks were sent."""
+    chance = random.Random(3)
+    pause_s = [0.05 + drift_s * chance.random() for _ in range(devices)]  # from a group's last chunk to the next want
+    asks = sorted((chance.random() * drift_s, device) for device in range(devices))
+    place, lacking = [0] * devices, [0] * devices  # 0: not listening
+    sent, now = 0, 0.0
+    while asks or coalescer.next_due() is not None:
+        due = coalescer.next_due()
+        now = max(now, min([at for at, _ in asks[:1]] + ([] if due is None else [due])))
+        if asks and asks[0][0] <= now:
+            asked_at, device = asks.pop(0)
+            lacking[device] = 0xFFFF
+            coalescer.add(Group("d", place[device]), 0xFFFF, asked_at=asked_at, asker=str(device))
+            continue
+        taken = coalescer.take(now)
+        assert taken is not None
+        sent, now = sent + 1, now + 0.0005
+        for device in range(devices):
+            if lacking[device] >> taken[1] & 1 and place[device] == taken[0].number:
+                lacking[device] &= ~(1 << taken[1])
+                if not lacking[device]:
+                    place[device] += 1
+                    if place[device] < groups:
+                        asks = sorted([*asks, (now + pause_s[device], device)])
+    assert all(number == groups for number in place)
+    return sent
+
+
+def test_a_wave_that_drifts_apart_is_waited_for() -> None:
+    once = 10 * 16
+    fixed = simulate_wave(Coalescer(window_s=0.05, most_window_s=0.05), devices=50, groups=10, drift_s=0.4)
+    adaptive = simulate_wave(Coalescer(window_s=0.05), devices=50, groups=10, drift_s=0.4)
+    assert fixed > 2 * once, "the simulation shows the trouble"
+    assert adaptive < min(fixed / 6, 2.5 * once)
+
+
+def test_a_single_device_is_not_kept_waiting() -> None:
+    coalescer = Coalescer(window_s=0.05)
+    for number in range(20):
+        coalescer.add(Group("d", number), 1, asked_at=float(number))
+        assert coalescer.next_due() == pytest.approx(number + 0.05)
+        assert coalescer.take(number + 0.05) is not None
+
+
+def test_who_asks_again_before_what_was_sent_can_have_arrived_gets_nothing_twice() -> None:
+    coalescer = Coalescer(window_s=0.0)
+    coalescer.add(Group("d", 0), 0b11, asked_at=1.0, asker="slow")
+    assert [coalescer.take(1.1), coalescer.take(1.1)] == [(Group("d", 0), 0), (Group("d", 0), 1)]
+    assert coalescer.add(Group("d", 0), 0b10, asked_at=2.0, asker="slow") == 1
+    assert coalescer.next_due() is None
+    assert coalescer.add(Group("d", 0), 0b10, asked_at=2.0, asker="late") == 0, "another device was not listening then"
+    assert coalescer.take(2.0) == (Group("d", 0), 1)
+    assert coalescer.add(Group("d", 0), 0b01, asked_at=4.2, asker="slow") == 0, "by now it is lost"
+    assert coalescer.take(4.2) == (Group("d", 0), 0)
