@@ -18,7 +18,7 @@ VICTIM = "device-1"
 
 
 def test_a_model_that_keeps_dying_after_its_success_is_taken_back_for_good(fleet: Fleet) -> None:
-    old = fleet.device(VICTIM)["serving_version"]
+    old, before = fleet.device(VICTIM)["serving_version"], quarantine(fleet)  # what earlier tests left there
     folder = fleet.pack()
     release = fleet.import_folder(folder)
     rollout = fleet.roll_out(release, VICTIM)
@@ -33,7 +33,7 @@ def test_a_model_that_keeps_dying_after_its_success_is_taken_back_for_good(fleet
     assert fleet.stage.call().get(f"/rollouts/{rollout}")["reason"].startswith(f"reopened: {VICTIM} went back after its success")
     alerts = {alert["what"] for alert in fleet.stage.call().get_all("/alerts") if alert["subject"] == rollout}
     assert alerts == {"device_rolled_back", "rollout_reopened"}
-    (digest,) = [entry["digest"] for entry in fleet.device(VICTIM)["quarantine"]]
+    (digest,) = quarantine(fleet) - before
 
     fleet.kill(VICTIM)
     fleet.start_agent(VICTIM)
@@ -45,7 +45,7 @@ def test_a_model_that_keeps_dying_after_its_success_is_taken_back_for_good(fleet
 
     done = fleet.covey("device", "release-quarantine", VICTIM, digest[:8])
     assert done.returncode == 0, done.stderr
-    fleet.wait("the device has obeyed", lambda: not fleet.device(VICTIM)["quarantine"])
+    fleet.wait("the device has obeyed", lambda: digest not in quarantine(fleet))
     assert fleet.device(VICTIM)["serving_version"] == old, "nothing is deployed for it"
     fleet.deploy(same, VICTIM)
     assert fleet.device(VICTIM)["serving_version"] == same["version"]
@@ -55,6 +55,11 @@ def failed(fleet: Fleet, rollout: str) -> dict[str, Any] | None:
     """The victim's part, once it has failed and the way back is over."""
     part = fleet.parts(rollout)[VICTIM]
     return part if (part["state"], part["deployment_state"]) == ("failed", "rolled_back") else None
+
+
+def quarantine(fleet: Fleet) -> set[str]:
+    """The digests that the victim has in quarantine."""
+    return {entry["digest"] for entry in fleet.device(VICTIM)["quarantine"]}
 
 
 def kill_workers_until(fleet: Fleet, state: State) -> None:

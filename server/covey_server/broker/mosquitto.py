@@ -4,6 +4,7 @@
   size needs no line per device. Revoked certificates are refused by the revocation list.
 - Client ids stay the client's own (`use_username_as_clientid` is off): a device has several connections, with ids that nobody can guess.
 - Subscriptions are always granted; what a device may not read is not delivered. Nothing here relies on SUBACK.
+- What belongs to a listener is written below one: above the first, it would open Mosquitto's default listener, port 1883 without TLS.
 - A second listener, a Unix socket that only this user can reach, with a password besides, is how a live session is ended (`crl.py`).
 """
 
@@ -54,7 +55,6 @@ max_inflight_messages 100
 max_queued_messages 20000
 max_queued_bytes 0
 max_packet_size {max_packet_size}
-allow_zero_length_clientid false
 
 listener {port} {host}
 tls_version tlsv1.2
@@ -66,10 +66,12 @@ require_certificate true
 use_identity_as_username true
 use_username_as_clientid false
 allow_anonymous false
+allow_zero_length_clientid false
 acl_file {acl}
 
 listener 0 {socket}
 allow_anonymous false
+allow_zero_length_clientid false
 password_file {password_file}
 acl_file {no_rights}
 """

@@ -259,6 +259,13 @@ def test_an_expired_revocation_list_locks_everybody_out(broker: RunningBroker) -
 
 
 @only_mosquitto
+def test_it_listens_nowhere_else(broker: RunningBroker) -> None:
+    log = BrokerFiles.of(broker.settings).folder / "mosquitto.log"
+    opened = [line.partition("Opening ")[2] for line in log.read_text().splitlines() if "Opening " in line]
+    assert sorted(line.split()[0] for line in opened) == ["ipv4", "unix"], "the default listener, 1883 without TLS, stays shut"
+
+
+@only_mosquitto
 def test_nobody_enters_by_the_local_listener_without_its_password(broker: RunningBroker) -> None:
     assert isinstance(broker.permissions, MosquittoPermissions)
     files = broker.permissions.files
