@@ -118,6 +118,17 @@ def run_case(lane: Lane, scenario: Scenario, case: Case) -> Result:
         # The point may lie in the clean stop.
         durable |= _stop_and_start_again(lane, case, result)
     lane.control.disarm()
+    if finished and result.starts == 1 and lane.control.fired and case.mode is not Mode.KILL_SELF:
+        # The server saw the end of the scenario an instant before the agent came to its point: dead, and to be started again.
+        assert lane.life is not None
+        lane.life.wait()
+        result.reached = True
+    if finished and lane.life is not None and lane.life.is_over:
+        durable |= _after_death(lane, case, result)
+        told = len(lane.heard.reports)
+        lane.start()
+        result.starts += 1
+        lane.wait_for_report(after=told)  # of this life
     if not result.problems:
         problems, result.serves = judge(lane, scenario, durable)
         result.problems += problems
