@@ -92,7 +92,7 @@ def test_what_a_program_started_in_a_session_of_its_own_is_stopped_with_it(tmp_p
     )
     supervisor = Supervisor([_spec("one", code, tmp_path)], tmp_path / "logs")
     supervisor.start()
-    _until(lambda: (tmp_path / "one.ready").read_text())  # the file is there a moment before what is written into it
+    _until((tmp_path / "one.ready").read_text)  # the file is there a moment before what is written into it
     helper_pid = int((tmp_path / "one.ready").read_text())
     assert _is_alive(helper_pid)
     supervisor.stop(timeout_s=1.0)
