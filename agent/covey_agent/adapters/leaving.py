@@ -17,7 +17,7 @@ from covey_agent.errors import DecommissionedError, StateError, StoreError
 
 logger = logging.getLogger(__name__)
 FILE_NAME = "decommissioned.json"
-WIPED = ("identity", "identity.new", "identity.old", "identity.tmp", "tuf", "fetch", "slots", "training", "run")
+WIPED = ("identity", "identity.new", "identity.old", "identity.tmp", "tuf", "fetch", "slots", "training", "run", "reserve")
 
 
 class Left(msgspec.Struct, frozen=True):
