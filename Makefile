@@ -25,10 +25,10 @@ demo: setup ## the main job on this machine: train, quantize, ship, serve, break
 	$(BIN)/covey demo $(ARGS)
 
 test: setup ## every test
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadscope $(ARGS)
 
 unit: setup ## the fast tests only
-	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup $(HEAVY) -m "not database and not broker and not flower and not runtime and not browser and not slow and not end_to_end" $(ARGS)
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadscope $(HEAVY) -m "not database and not broker and not flower and not runtime and not browser and not slow and not end_to_end" $(ARGS)
 
 check: setup ## linters, types, import rules
 	$(BIN)/ruff check .

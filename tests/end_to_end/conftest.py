@@ -1,4 +1,4 @@
-"""What the end-to-end tests share. One worker runs all of them (xdist group `fleet`), so that each fixture is made once."""
+"""What the end-to-end tests share. One worker runs all of them (tests/conftest.py), so that each fixture is made once."""
 
 from collections.abc import Iterator
 

@@ -10,7 +10,7 @@ import pytest
 from tests.end_to_end.demo_process import DemoProcess
 from tests.end_to_end.processes import wait_for
 
-pytestmark = [pytest.mark.end_to_end, pytest.mark.slow, pytest.mark.xdist_group("fleet"), pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.end_to_end, pytest.mark.slow, pytest.mark.timeout(400)]
 INTERRUPTED = 130
 SOON_S = 40.0  # a few seconds on a machine that does nothing else
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from tests.end_to_end.demo_process import COVEY, Told
 
-pytestmark = [pytest.mark.end_to_end, pytest.mark.slow, pytest.mark.xdist_group("fleet"), pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.end_to_end, pytest.mark.slow, pytest.mark.timeout(900)]
 DEVICES = ("device-1", "device-2")
 CAREFUL = "partner-1"
 PARTICIPANTS = (*DEVICES, CAREFUL)

@@ -22,7 +22,7 @@ from covey_server.devices.authority import FileAuthority
 from covey_server.processes import ProcessSpec
 from covey_server.settings import load_settings
 
-pytestmark = [pytest.mark.end_to_end, pytest.mark.slow, pytest.mark.xdist_group("fleet"), pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.end_to_end, pytest.mark.slow, pytest.mark.timeout(400)]
 GUEST = DeviceId("guest-noisy")
 CHANNELS = sorted(UP_CHANNELS, key=lambda channel: channel.value)
 RUBBISH = (

@@ -7,7 +7,7 @@ import pytest
 from tests.end_to_end.live_fleet import Fleet
 from tests.end_to_end.packed_models import pack_model
 
-pytestmark = [pytest.mark.end_to_end, pytest.mark.slow, pytest.mark.xdist_group("fleet"), pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.end_to_end, pytest.mark.slow, pytest.mark.timeout(400)]
 MIDDLE, LARGE = 200, 2900  # hidden units; 640 KB, and 9.2 MB: over `delivery.https_first_mb`
 
 

@@ -12,7 +12,7 @@ from tests.fakes.pki import make_csr, make_supernode_key
 
 from covey_agent.adapters.enrolment import TOKEN_PREFIX
 
-pytestmark = [pytest.mark.end_to_end, pytest.mark.slow, pytest.mark.xdist_group("fleet"), pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.end_to_end, pytest.mark.slow, pytest.mark.timeout(400)]
 USAGE, STATE, REFUSED, UNREACHABLE = 2, 3, 4, 5  # covey-agent's exit codes
 
 

@@ -19,7 +19,7 @@ from tests.fakes.services import require
 
 from covey_agent.client import Client
 
-pytestmark = [pytest.mark.end_to_end, pytest.mark.slow, pytest.mark.xdist_group("fleet-mosquitto"), pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.end_to_end, pytest.mark.slow, pytest.mark.timeout(400)]
 FIRST, SECOND = "device-1", "device-2"
 DECOMMISSIONED = 8  # covey-agent's exit code
 

@@ -10,7 +10,7 @@ from covey_agent.client import Client
 from covey_agent.core.machine import IN_FLIGHT
 from covey_contract.messages import DeploymentState as State
 
-pytestmark = [pytest.mark.end_to_end, pytest.mark.slow, pytest.mark.xdist_group("fleet"), pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.end_to_end, pytest.mark.slow, pytest.mark.timeout(400)]
 VICTIM = "device-1"
 ORDER = [State.FETCHING, State.VERIFYING, State.STAGED, State.ACTIVATING, State.PROBATION, State.COMMITTED]
 PATIENT = {State.FETCHING: (BIG, 1.0), State.PROBATION: (SMALL, 4.0)}  # state -> size of the model, seconds of probation

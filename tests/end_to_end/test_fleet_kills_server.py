@@ -9,7 +9,7 @@ from tests.end_to_end.live_fleet import OVER, Fleet
 from tests.end_to_end.packed_models import BIG
 from tests.end_to_end.processes import alive, family_of, wait_for
 
-pytestmark = [pytest.mark.end_to_end, pytest.mark.slow, pytest.mark.xdist_group("fleet"), pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.end_to_end, pytest.mark.slow, pytest.mark.timeout(400)]
 
 
 def begin_rollout(fleet: Fleet) -> tuple[str, int]:

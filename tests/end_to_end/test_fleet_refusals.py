@@ -9,7 +9,7 @@ from tests.end_to_end.live_fleet import Fleet
 
 from covey_agent.client import Client
 
-pytestmark = [pytest.mark.end_to_end, pytest.mark.slow, pytest.mark.xdist_group("fleet"), pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.end_to_end, pytest.mark.slow, pytest.mark.timeout(400)]
 VICTIM = "device-1"
 PICTURE = [[[0.5] * 28] * 28]
 

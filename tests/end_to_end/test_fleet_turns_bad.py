@@ -13,7 +13,7 @@ from tests.end_to_end.live_fleet import Fleet
 
 from covey_contract.messages import DeploymentState as State
 
-pytestmark = [pytest.mark.end_to_end, pytest.mark.slow, pytest.mark.xdist_group("fleet"), pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.end_to_end, pytest.mark.slow, pytest.mark.timeout(400)]
 VICTIM = "device-1"
 
 

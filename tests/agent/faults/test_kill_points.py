@@ -24,7 +24,7 @@ from tests.faults.sweep import Result, spread, template
 from covey_agent.core.machine import MAX_BOOTS
 from covey_contract.messages import DeploymentState
 
-pytestmark = [pytest.mark.broker, pytest.mark.runtime, pytest.mark.slow, pytest.mark.xdist_group("faults")]
+pytestmark = [pytest.mark.broker, pytest.mark.runtime, pytest.mark.slow]
 SEED = int(os.environ.get("COVEY_KILL_SEED", time.time() // 86400))
 LEAST = 300  # points in all
 SHARES = {"before": 3, "after": 1, "child": 1, "torn": 1, "truncated": 1, "garbled": 1}  # cases of each scenario
