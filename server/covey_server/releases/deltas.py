@@ -4,7 +4,7 @@
                                                       \\--not worth it, too large, failed twice--> NONE
 
 Rules:
-- A pair is made once, in a child process with bounded memory, one at a time, and kept in the blob store for all devices.
+- A pair is made once, in a child process with bounded memory and time, one at a time, and kept in the blob store for all devices.
 - Only pairs of one model and one runtime are made, and only to a published release: a digest that somebody made up costs a look-up.
 - A delta that is more than half of its artifact is not worth a second format; then devices fetch the whole.
 - All deltas together stay within `delivery.delta_store_mb`: the oldest make room.
@@ -17,6 +17,7 @@ import resource
 import subprocess
 import sys
 import tempfile
+import time
 from collections import OrderedDict
 from contextlib import suppress
 from pathlib import Path
@@ -36,6 +37,7 @@ from covey_server.settings import DeliverySettings
 
 logger = logging.getLogger(__name__)
 MAX_ATTEMPTS = 2
+MAKE_TIMEOUT_S = 1800.0  # bsdiff takes about half a second a megabyte; one that hangs must not keep the others waiting for ever
 MEMORY_FACTOR = 20  # bsdiff needs up to 17 times the larger file
 MEMORY_FLOOR_BYTES = 256 * 1024 * 1024
 NO_DELTA = DeltaOffer(state=DeltaState.NONE)
@@ -89,10 +91,12 @@ class DeltaDesk:
 class DeltaMaker:
     """Makes what is ordered, one at a time. `tick` starts a child or looks after it; it never waits."""
 
-    def __init__(self, db: Database, blobs: BlobStore, settings: DeliverySettings) -> None:
+    def __init__(self, db: Database, blobs: BlobStore, settings: DeliverySettings, *, timeout_s: float = MAKE_TIMEOUT_S) -> None:
         self._db = db
         self._blobs = blobs
         self._settings = settings
+        self._timeout_s = timeout_s
+        self._begun_at = 0.0  # monotonic
         self._child: subprocess.Popen[bytes] | None = None
         self._pair = ("", "")
         self._folder: tempfile.TemporaryDirectory[str] | None = None
@@ -105,6 +109,9 @@ class DeltaMaker:
             self._begin()
         elif self._child.poll() is not None:
             self._end(self._child.returncode)
+        elif time.monotonic() - self._begun_at > self._timeout_s:
+            logger.warning("a delta was not made within %.0f s", self._timeout_s)
+            self._child.kill()  # the next tick takes note of its end
 
     def close(self) -> None:
         """The worker stops; what was under way is made at its next start."""
@@ -140,7 +147,7 @@ class DeltaMaker:
         except NotFoundError as exc:
             self._settle(pair, reason=str(exc))
             return
-        self._pair = pair
+        self._pair, self._begun_at = pair, time.monotonic()
         self._folder = tempfile.TemporaryDirectory(prefix="covey-delta-")
         memory = max(MEMORY_FLOOR_BYTES, MEMORY_FACTOR * max(Path(file).stat().st_size for file in files))
         command = [sys.executable, "-m", "covey_server.releases.delta_child", *files, str(self._out())]

@@ -1,6 +1,6 @@
 """Downloads: the same artifacts by HTTPS, from the edge listener or from a host of the operator's.
 
-    GET /edge/v1/artifacts/<digest>?until=<seconds>&sign=<hmac>     Range, ETag, If-Range; only artifacts of published releases
+    GET /edge/v1/artifacts/<digest>?until=<seconds>&sign=<hmac>     Range, ETag; only artifacts of published releases
 
 A device is told where over MQTT, where it has shown its certificate; the address carries a signature that ends. What leaks with such
 an address is one artifact for an hour. The key is the server's own and never leaves it.

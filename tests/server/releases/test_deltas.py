@@ -187,6 +187,17 @@ def test_a_child_that_fails_is_tried_twice(bench: Bench) -> None:
     assert "exit code -9" in row.reason
 
 
+def test_a_child_that_takes_too_long_is_given_up(bench: Bench) -> None:
+    publish(bench, OLD)
+    publish(bench, NEW)
+    desk = desk_and_maker(bench)[0]
+    maker = DeltaMaker(bench.parts.db, bench.parts.blobs, SETTINGS, timeout_s=0.0)
+    desk.offer(delta_name(digest_of(OLD), digest_of(NEW)))
+    (row,) = work(bench, maker)
+    assert (row.state, row.attempts) == (DeltaRowState.NONE, 3)
+    assert "exit code -9" in row.reason
+
+
 def kill_child(maker: DeltaMaker) -> None:
     """As the kernel does when memory runs out."""
     assert maker._child is not None
