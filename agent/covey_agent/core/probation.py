@@ -75,9 +75,12 @@ def judge(evidence: Evidence, bounds: Bounds, *, max_crashes: int = 1, final: bo
 
 
 def judge_proven(evidence: Evidence, bounds: Bounds, *, max_crashes: int) -> str:
-    """The same for a model that has passed its probation, over one stretch of time."""
+    """The same for a model that has passed its probation, over one stretch of time.
+
+    Requests that found no memory count as failed ones here: one client's huge batch must not cost a model that was proven.
+    """
     least = max(bounds.min_requests, MIN_REQUESTS_PROVEN)
-    return judge(evidence, msgspec.structs.replace(bounds, min_requests=least), max_crashes=max_crashes)
+    return judge(replace(evidence, out_of_memory=0), msgspec.structs.replace(bounds, min_requests=least), max_crashes=max_crashes)
 
 
 def _rate(what: str, bad: int, total: int, bounds: Bounds, *, final: bool) -> str:

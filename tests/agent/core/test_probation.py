@@ -4,7 +4,7 @@ import pytest
 
 from covey_agent.core.jobs import InferWindow
 from covey_agent.core.latencies import count_latencies
-from covey_agent.core.probation import Evidence, judge, with_crash, with_window
+from covey_agent.core.probation import Evidence, judge, judge_proven, with_crash, with_window
 from covey_contract.release import Bounds
 
 BOUNDS = Bounds(p95_latency_ms=50.0, max_error_rate=0.05, max_constant_run=50, min_requests=0)
@@ -68,3 +68,11 @@ def test_number_of_crashes_that_is_evidence_is_a_setting() -> None:
     once = with_crash(Evidence(), "killed by SIGKILL")
     assert judge(once, BOUNDS, max_crashes=2) == ""
     assert "2 time(s)" in judge(with_crash(once, "killed by SIGKILL"), BOUNDS, max_crashes=2)
+
+
+def test_a_proven_model_is_not_given_up_for_one_request_without_memory() -> None:
+    evidence = with_window(Evidence(), window(requests=60, inputs=60, errors=1, out_of_memory=1))
+    assert judge(evidence, BOUNDS) != ""
+    assert judge_proven(evidence, BOUNDS, max_crashes=3) == ""
+    often = with_window(evidence, window(requests=60, inputs=60, errors=30, out_of_memory=30))
+    assert "31 of 120 requests failed" in judge_proven(often, BOUNDS, max_crashes=3)
