@@ -15,6 +15,7 @@ COMMANDS = {
     "enroll": "turn an invitation token into this device's identity",
     "run": "run the agent in the foreground",
     "status": "what this agent is and does",
+    "doctor": "look for what usually goes wrong, and say what to do",
     "identity": "the certificate: show it, or renew it now",
     "readings": "what waits on disk for the server",
     "quarantine": "what failed here and is not tried again",
@@ -24,7 +25,8 @@ COMMANDS = {
     "config": "settings with values and meanings",
 }
 EPILOG = """exit codes: 0 done, 1 a bug, 2 wrong usage, 3 the state directory is not as needed, 4 the server refused,
-5 the server cannot be reached, 6 another agent runs on this state directory, 7 not running (status --require-running), 8 decommissioned"""
+5 the server cannot be reached, 6 another agent runs on this state directory, 7 not running (status --require-running), 8 decommissioned,
+9 the doctor found a problem"""
 
 
 def main(arguments: list[str] | None = None) -> None:

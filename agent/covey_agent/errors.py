@@ -9,7 +9,9 @@
 | 4 | the server refused: token used or expired, fingerprint of the fleet's CA does not match |
 | 5 | the server cannot be reached: may be tried again |
 | 6 | another agent runs on this state directory |
+| 7 | the agent does not run (`status --require-running`) |
 | 8 | this device was decommissioned: it does not start again |
+| 9 | the doctor found a problem |
 """
 
 

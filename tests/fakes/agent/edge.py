@@ -27,6 +27,16 @@ ROOT = base64.b64encode(json.dumps({"signed": {"_type": "root", "version": 1}, "
 class Authority:
     """A CA that signs what it is asked to."""
 
+    @classmethod
+    def load(cls, pki: Path) -> Self:
+        """A fleet's own CA, from the server's files."""
+        authority = cls("fleet CA")
+        key = serialization.load_pem_private_key((pki / "ca.key").read_bytes(), None)
+        assert isinstance(key, ec.EllipticCurvePrivateKey)
+        authority.key, authority.certificate = key, x509.load_pem_x509_certificate((pki / "ca.crt").read_bytes())
+        authority.name = authority.certificate.subject
+        return authority
+
     def __init__(self, name: str) -> None:
         self.key = ec.generate_private_key(ec.SECP256R1())
         self.name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
@@ -63,8 +73,8 @@ class Authority:
 class EnrolmentEdge:
     """`misbehave` changes the answer; `requests` are the bodies that came."""
 
-    def __init__(self, folder: Path) -> None:
-        self.authority = Authority("fleet CA")
+    def __init__(self, folder: Path, authority: Authority | None = None) -> None:
+        self.authority = authority or Authority("fleet CA")
         self.folder = folder
         self.requests: list[dict[str, Any]] = []
         self.paths: list[str] = []
