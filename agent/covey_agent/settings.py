@@ -75,7 +75,7 @@ class ReadingsSettings:
     send_interval_s: float = _setting(2.0, "how long readings wait for company before they are sent, seconds", low=0.05)
     ack_timeout_s: float = _setting(20.0, "unacknowledged readings are sent again after this, seconds", low=1)
     flush_interval_s: float = _setting(60.0, "unsent readings are written to disk at least this often, seconds", low=0.1)
-    max_mb: float = _setting(16.0, "most disk for unsent readings, MiB", low=0.01)
+    max_mb: float = _setting(64.0, "most disk for unsent readings, MiB", low=0.01)
     max_age_days: float = _setting(30.0, "older unsent readings are dropped and counted, days", low=0.001)
 
 

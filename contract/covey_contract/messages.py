@@ -161,9 +161,9 @@ class Reading(Struct, frozen=True, array_like=True):
 class ReadingBatch(Struct, frozen=True, tag="readings"):
     """Consecutive readings of one epoch. Delivered at least once, stored exactly once.
 
-    Sequences begin at 1 and may jump when an agent restarts. The epoch changes only when a device loses its buffer; (device,
-    epoch, sequence) names a reading for ever. `lost` counts, for this epoch, the readings that were dropped because the buffer
-    was full, by priority.
+    Sequences begin at 1 and may jump when an agent restarts. The epoch changes only when a device loses its buffer or an older one
+    was put in its place (see `Ack.forked`); (device, epoch, sequence) names a reading for ever. `lost` counts, for this epoch, the
+    readings that were dropped because the buffer was full, by priority.
     """
 
     epoch: IdField
@@ -173,11 +173,16 @@ class ReadingBatch(Struct, frozen=True, tag="readings"):
     lost: dict[str, Count] = field(default_factory=dict)  # priority name -> how many so far
 
 
-class Ack(Struct, frozen=True, tag="ack"):
-    """Readings of `epoch` up to and including `upto` are committed; the device may delete them."""
+class Ack(Struct, frozen=True, tag="ack", omit_defaults=True):
+    """Readings of `epoch` up to and including `upto` are committed; the device may delete them.
+
+    `forked`: the number after `upto` names another reading already, so the device's state was restored from a copy, or two machines
+    have it. It goes on under a new epoch, with everything after `upto`; nothing is lost.
+    """
 
     epoch: IdField
     upto: Count
+    forked: bool = False
 
 
 class WantChunks(Struct, frozen=True, tag="want_chunks", forbid_unknown_fields=True):

@@ -45,6 +45,7 @@ RELEASE = Release(
 GOLDEN_BYTES: list[tuple[msgspec.Struct, bytes]] = [
     (m.Status(m.Presence.ONLINE, "b1", 5), b'{"type":"status","presence":"online","boot":"b1","at":5}'),
     (m.Ack("e1", 41), b'{"type":"ack","epoch":"e1","upto":41}'),
+    (m.Ack("e1", 41, forked=True), b'{"type":"ack","epoch":"e1","upto":41,"forked":true}'),
     (m.WantChunks(D, 3, 5), b'{"type":"want_chunks","digest":"' + D.encode() + b'","group":3,"missing":5}'),
     (
         m.WantMetadata("i", "metadata/timestamp.json"),

@@ -1,13 +1,14 @@
 """Readings on disk, in the state database: in order of their sequence, bounded by who calls `drop_oldest`."""
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from covey_agent.adapters.store_sqlite import Database, SqliteState
 from covey_agent.core.buffer import Entry
 from covey_contract.messages import Priority
 
 _EPOCH = "epoch"
+_STEP = 500  # readings looked at at once: a full buffer holds hundreds of thousands
 
 
 class SqliteReadings:
@@ -18,7 +19,7 @@ class SqliteReadings:
         stored = state.load(_EPOCH)
         if stored is None:
             # A new database: sequence numbers begin again, so the epoch must be one that was never used.
-            stored = secrets.token_hex(8).encode("ascii")
+            stored = _new_epoch()
             state.save({_EPOCH: stored})
         self._epoch = stored.decode("ascii")
         rows = database.query("SELECT priority, COALESCE(SUM(LENGTH(data)), 0) FROM reading GROUP BY priority")
@@ -28,6 +29,15 @@ class SqliteReadings:
     def epoch(self) -> str:
         """Names this database's sequence numbers."""
         return self._epoch
+
+    def begin_epoch(self, *, told: Mapping[Priority, int]) -> None:
+        """From now on everything held is of a new epoch, under its old numbers. Losses that the server was `told` stay with the old one."""
+        epoch = _new_epoch()
+        with self._database.transaction(durable=True) as connection:
+            connection.execute("UPDATE value SET data = ? WHERE key = ?", (epoch, _EPOCH))
+            for priority, count in told.items():
+                connection.execute("UPDATE lost SET count = MAX(count - ?, 0) WHERE priority = ?", (count, priority.value))
+        self._epoch = epoch.decode("ascii")
 
     def append(self, entries: Sequence[Entry], *, durable: bool, settles: Sequence[str] = ()) -> None:
         """Keep these, whose sequence numbers are new, and forget the stored values that they settle."""
@@ -53,13 +63,19 @@ class SqliteReadings:
 
     def drop_oldest(self, priority: Priority, *, size: int) -> int:
         """Drop at least `size` bytes of one priority, oldest first, count them as lost, and return how many readings went."""
-        last, dropped = None, 0
-        rows = self._database.query("SELECT sequence, LENGTH(data) FROM reading WHERE priority = ? ORDER BY sequence", (priority.value,))
-        for sequence, length in rows:
-            if dropped >= size:
+        last, dropped = -1, 0
+        while dropped < size:
+            rows = self._database.query(
+                "SELECT sequence, LENGTH(data) FROM reading WHERE priority = ? AND sequence > ? ORDER BY sequence LIMIT ?",
+                (priority.value, last, _STEP),
+            )
+            if not rows:
                 break
-            last, dropped = _int(sequence), dropped + _int(length)
-        return self._drop("priority = ? AND sequence <= ?", (priority.value, last)) if last is not None else 0
+            for sequence, length in rows:
+                last, dropped = _int(sequence), dropped + _int(length)
+                if dropped >= size:
+                    break
+        return self._drop("priority = ? AND sequence <= ?", (priority.value, last)) if dropped else 0
 
     def drop_made(self, since: int, before: int) -> int:
         """Drop readings whose time is in [since, before), count them as lost, and return how many went."""
@@ -98,6 +114,10 @@ class SqliteReadings:
 
 
 _ADD_LOST = "INSERT INTO lost VALUES (?, ?) ON CONFLICT (priority) DO UPDATE SET count = count + excluded.count"
+
+
+def _new_epoch() -> bytes:
+    return secrets.token_hex(8).encode("ascii")
 
 
 def _int(value: object) -> int:

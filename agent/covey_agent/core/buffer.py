@@ -23,6 +23,7 @@ from covey_contract.messages import Priority, Reading, ReadingBatch
 PLAUSIBLE_SINCE = 1_704_067_200_000  # 2024-01-01 UTC in ms: no clock that is set shows an earlier time
 DROP_ORDER = (Priority.SAMPLE, Priority.METRIC, Priority.ALARM, Priority.RESULT)
 URGENT = frozenset({Priority.RESULT, Priority.ALARM})  # written to disk at once
+ROOM_SHARE = 32  # of the limit: dropping is work, and writes to flash
 MAX_BATCH_BYTES = 512 * 1024  # before compression: keeps the peak memory of one batch small on a small device
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(Reading)
@@ -49,8 +50,9 @@ def entry_reading(entry: Entry) -> Reading:
 
 
 def count_overflow(sizes: Mapping[Priority, int], *, limit: int) -> dict[Priority, int]:
-    """How many bytes of each priority must go so that the buffer fits into `limit` bytes."""
-    excess = sum(sizes.values()) - limit
+    """How many bytes of each priority must go. A buffer over `limit` bytes makes room for a while, not for one reading only."""
+    total = sum(sizes.values())
+    excess = total - limit + limit // ROOM_SHARE if total > limit else 0
     drop: dict[Priority, int] = {}
     for priority in DROP_ORDER:
         if excess <= 0:

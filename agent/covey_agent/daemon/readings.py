@@ -23,6 +23,7 @@ from covey_contract.topics import Channel
 
 logger = logging.getLogger(__name__)
 SEQUENCE_BLOCK = 1000
+LOOK_FOR_OLD_S = 3600.0  # every reading on disk is looked at, so not each time
 MAX_FRESH = 4000  # readings in memory, if the disk takes none
 
 
@@ -37,9 +38,11 @@ class Readings:
         self._next, self._reserved = 0, 0
         self._in_flight: int | None = None  # the last sequence of the batch under way
         self._sent_upto = 0  # by this process: an acknowledgement of anything later cannot be true
+        self._told_lost: dict[Priority, int] = {}  # with the batch sent last
         self._resends = 0
         self._connected = False
         self._dropped_fresh: dict[Priority, int] = {}
+        self._look_for_old_at = 0.0  # monotonic
 
     def add(
         self, kind: str, values: Mapping[str, Scalar], *, priority: Priority = Priority.METRIC, at: int | None = None, settles: str = ""
@@ -95,12 +98,20 @@ class Readings:
         self._fresh = [entry for entry in self._fresh if entry.sequence > ack.upto]
         try:
             self._disk.delete_through(ack.upto)
+            if ack.forked:
+                self._begin_epoch()
         except StoreError as exc:  # they stay, are sent again, and the server knows them
             logger.warning("acknowledged readings cannot be deleted: %s", exc)
-        if self._in_flight is not None and ack.upto >= self._in_flight:
+        if self._in_flight is not None and (ack.upto >= self._in_flight or ack.forked):
             self._in_flight, self._resends = None, 0
             self._kit.timers.cancel("readings-ack")
             self._send()
+
+    def _begin_epoch(self) -> None:
+        """The server knows other readings under these numbers: this state was restored from a copy. New names, and nothing is lost."""
+        logger.warning("the server knows other readings under these numbers: this state was restored from a copy; a new epoch begins")
+        self._disk.begin_epoch(told=self._told_lost)
+        self._sent_upto = 0
 
     def close(self) -> None:
         """The agent stops: nothing stays in memory only."""
@@ -126,6 +137,7 @@ class Readings:
             self._kit.timers.set("readings-send", self._kit.settings.readings.ack_timeout_s, self._send)
             return
         self._in_flight = self._sent_upto = entries[count - 1].sequence
+        self._told_lost = lost
         timeout = self._kit.settings.readings.ack_timeout_s
         if self._resends:
             timeout = max(timeout, RESEND.delay_s(self._resends, self._kit.random))
@@ -158,10 +170,12 @@ class Readings:
             self._shed_fresh()
 
     def _keep_bounds(self) -> None:
-        settings = self._kit.settings.readings
-        since, before = oldest_allowed(self._kit.clock.now_ms(), max_age_ms=int(settings.max_age_days * 86_400_000))
+        settings, dropped = self._kit.settings.readings, 0
         # By a clock in doubt everything could look too old.
-        dropped = self._disk.drop_made(since, before) if self._kit.clock.state is ClockState.SET else 0
+        if self._kit.clock.state is ClockState.SET and self._kit.clock.monotonic() >= self._look_for_old_at:
+            since, before = oldest_allowed(self._kit.clock.now_ms(), max_age_ms=int(settings.max_age_days * 86_400_000))
+            dropped = self._disk.drop_made(since, before)
+            self._look_for_old_at = self._kit.clock.monotonic() + LOOK_FOR_OLD_S
         for priority, size in count_overflow(self._disk.sizes(), limit=int(settings.max_mb * 1024 * 1024)).items():
             dropped += self._disk.drop_oldest(priority, size=size)
         if dropped:

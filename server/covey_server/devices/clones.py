@@ -21,10 +21,8 @@ from enum import StrEnum
 from sqlmodel import Session, col, select
 
 from covey_contract.errors import StaleMessageError
-from covey_contract.messages import ReadingBatch
 from covey_server.devices import service
 from covey_server.devices.models import Device, DeviceBoot, DeviceState
-from covey_server.telemetry.forks import find_forked
 from covey_server.triggers import service as triggers
 from covey_server.triggers.models import Severity
 
@@ -89,19 +87,16 @@ def is_clone(boots: Sequence[DeviceBoot], *, now: datetime) -> bool:
     return sum(boot.returns for boot in recent) >= (_RETURNS_IF_FORKED if forked else _RETURNS)
 
 
-def note_readings(session: Session, device: str, batch: ReadingBatch, *, stored: int, now: datetime) -> None:
-    """A batch of which not everything was new: repetitions are the same again; a number with another content is a fork."""
-    if stored == len(batch.readings):
-        return
-    forked = find_forked(session, device, batch)
+def note_forked(session: Session, device: str, forked: Sequence[int], *, epoch: str, now: datetime) -> None:
+    """Numbers of readings came with a second content. Nothing is lost: the device goes on under a new epoch."""
     row = session.get(Device, device)
-    if not forked or row is None:
+    if row is None:
         return
     entry = session.get(DeviceBoot, (device, row.boot))
     if entry is not None:
         entry.rewound_at = now
         session.add(entry)
-    detail = f"{len(forked)} readings of epoch {batch.epoch}, the first {forked[0]}, came with two contents (boot {row.boot}): {_BOTH}"
+    detail = f"{len(forked)} readings of epoch {epoch}, the first {forked[0]}, came with two contents (boot {row.boot}): {_BOTH}"
     triggers.raise_alert(session, Finding.REWOUND.value, detail=detail, device=device, subject="readings", now=now)
 
 

@@ -22,9 +22,10 @@ def on_readings(parts: Parts, session: Session, device: DeviceId, message: Readi
     """Store a batch; what a device raises alarm about becomes an alert."""
     now = parts.clock()
     devices.note_seen(session, device, now=now)
-    stored = service.store_readings(session, device, message, now=now)
-    clones.note_readings(session, device, message, stored=stored, now=now)
-    if not stored:
+    taken = service.store_readings(session, device, message, now=now)
+    if taken.forked:
+        clones.note_forked(session, device, taken.forked, epoch=message.epoch, now=now)
+    if not taken.stored:
         return
     for reading in message.readings:
         if reading.kind == "alarm":

@@ -1,10 +1,12 @@
 """Readings: stored exactly once, acknowledged end to end, forgotten after a while. Questions about them are in `series.py`.
 
 A device sends from its oldest unacknowledged reading and sends on only when that batch is acknowledged. So the end of a batch
-is how far its stream is committed, and acknowledging the furthest end seen is right for repeated and reordered batches too.
+is how far its stream is committed, for repeated and reordered batches too.
 """
 
+from bisect import bisect_left
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
 import msgspec
@@ -16,6 +18,7 @@ from covey_contract.ids import DeviceId
 from covey_contract.messages import Ack, ReadingBatch, Scalar
 from covey_contract.topics import Channel, device_topic
 from covey_server import outbox
+from covey_server.telemetry.forks import find_forked
 from covey_server.telemetry.models import ReadingRow, ReadingStream
 from covey_server.telemetry.rules import merge_lost, reading_time, sequences_of
 
@@ -30,19 +33,31 @@ _POSTGRES_INSERT = postgresql.insert(ReadingRow).on_conflict_do_nothing(index_el
 _encoder = msgspec.json.Encoder()
 
 
-def store_readings(session: Session, device: DeviceId, batch: ReadingBatch, *, now: datetime) -> int:
-    """Store a batch and queue its acknowledgement; how many readings were new. Raises InvalidInputError."""
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """What became of a batch."""
+
+    stored: int  # new readings
+    forked: list[int] = field(default_factory=list)  # numbers that name another reading already; the device was told
+
+
+def store_readings(session: Session, device: DeviceId, batch: ReadingBatch, *, now: datetime) -> Taken:
+    """Store a batch, up to where it forks if it does, and queue its acknowledgement. Raises InvalidInputError."""
     numbers = sequences_of(batch)
-    stored = _insert(session, device, batch, numbers, now=now)
     stream = session.get(ReadingStream, (device, batch.epoch)) or ReadingStream(device_id=device, epoch=batch.epoch)
-    stream.upto = max(stream.upto, numbers[-1])
+    forked = find_forked(session, device, batch) if numbers[0] <= stream.upto else []
+    good = bisect_left(numbers, forked[0]) if forked else len(numbers)
+    upto = forked[0] - 1 if forked else numbers[-1]
+    stored = _insert(session, device, batch, numbers[:good], now=now) if good else 0
+    stream.upto = max(stream.upto, upto)
     stream.stored += stored
-    stream.duplicates += len(numbers) - stored
+    stream.duplicates += good - stored
     stream.lost = merge_lost(stream.lost, batch.lost)
     stream.updated_at = now
     session.add(stream)
-    outbox.publish_latest(session, device_topic(device, Channel.ACK), encode(Ack(epoch=batch.epoch, upto=stream.upto)))
-    return stored
+    ack = Ack(epoch=batch.epoch, upto=max(upto, 0), forked=bool(forked))
+    outbox.publish_latest(session, device_topic(device, Channel.ACK), encode(ack))
+    return Taken(stored, forked)
 
 
 def prune_readings(session: Session, *, now: datetime, keep: timedelta) -> int:
@@ -51,8 +66,9 @@ def prune_readings(session: Session, *, now: datetime, keep: timedelta) -> int:
 
 
 def _insert(session: Session, device: DeviceId, batch: ReadingBatch, numbers: Sequence[int], *, now: datetime) -> int:
-    times = [reading_time(reading.at, received_at=now) for reading in batch.readings]
-    rows = zip(numbers, times, batch.readings, strict=True)
+    readings = batch.readings[: len(numbers)]
+    times = [reading_time(reading.at, received_at=now) for reading in readings]
+    rows = zip(numbers, times, readings, strict=True)
     connection = session.connection()
     if connection.dialect.name == "sqlite":
         # Past SQLAlchemy's type processing, which would cost more than the insert itself: the hot path of the whole server.

@@ -36,8 +36,8 @@ def test_reading_survives_the_buffer_unchanged() -> None:
     ("limit", "dropped"),
     [
         (100, {}),
-        (90, {Priority.SAMPLE: 10}),
-        (50, {Priority.SAMPLE: 40, Priority.METRIC: 10}),
+        (90, {Priority.SAMPLE: 10 + 2}),  # and room for a while: limit // 32
+        (50, {Priority.SAMPLE: 40, Priority.METRIC: 10 + 1}),
         (15, {Priority.SAMPLE: 40, Priority.METRIC: 30, Priority.ALARM: 15}),
         (0, {Priority.SAMPLE: 40, Priority.METRIC: 30, Priority.ALARM: 20, Priority.RESULT: 10}),
     ],

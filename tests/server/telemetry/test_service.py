@@ -39,7 +39,7 @@ def batch(first: int, count: int, *, epoch: str = "e1", **more: Any) -> ReadingB
 
 def store(parts: TestParts, message: ReadingBatch, device: DeviceId = CAM) -> int:
     with parts.db.begin() as session:
-        return service.store_readings(session, device, message, now=parts.clock())
+        return service.store_readings(session, device, message, now=parts.clock()).stored
 
 
 def rows(parts: TestParts) -> list[ReadingRow]:
@@ -98,11 +98,37 @@ def test_numbers_with_gaps_are_kept(parts: TestParts) -> None:
     assert acks(parts) == [Ack("e1", 20)]
 
 
-def test_only_the_newest_acknowledgement_waits_and_it_never_goes_back(parts: TestParts) -> None:
+def test_only_the_newest_acknowledgement_waits_and_speaks_of_its_own_batch(parts: TestParts) -> None:
     store(parts, batch(0, 10))
     store(parts, batch(10, 10))
-    store(parts, batch(0, 10))  # an old batch that the broker repeats
     assert acks(parts) == [Ack("e1", 19)]
+    store(parts, batch(0, 10))  # a state that was put back sends it again, and has sent nothing later: 19 would mean nothing to it
+    assert acks(parts) == [Ack("e1", 9)]
+    assert stream(parts).upto == 19
+
+
+def test_a_batch_that_forks_is_stored_up_to_there_and_the_device_is_told(parts: TestParts) -> None:
+    store(parts, batch(0, 10))
+    readings = [Reading(AT + 1000 * n, "infer", {"n": n if n < 7 else 100 + n}) for n in range(4, 12)]
+    assert store(parts, ReadingBatch("e1", 4, readings)) == 0
+    assert acks(parts) == [Ack("e1", 6, forked=True)]
+    assert len(rows(parts)) == 10
+    assert store(parts, ReadingBatch("e2", 7, readings[3:])) == 5
+    assert acks(parts) == [Ack("e2", 11)]
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [Reading(AT, "infer", {"n": 0.5}), Reading(AT, "system", {"n": 0}), Reading(AT + 1, "infer", {"n": 0})],
+    ids=["values", "kind", "time"],
+)
+def test_anything_different_under_one_number_is_a_fork(parts: TestParts, changed: Reading) -> None:
+    same = Reading(AT, "infer", {"n": 0})
+    store(parts, ReadingBatch("e1", 5, [same]))
+    store(parts, ReadingBatch("e1", 5, [same]))
+    assert acks(parts) == [Ack("e1", 5)]
+    store(parts, ReadingBatch("e1", 5, [changed]))
+    assert acks(parts) == [Ack("e1", 4, forked=True)]
 
 
 def test_what_was_lost_on_the_device_is_known(parts: TestParts) -> None:
