@@ -24,6 +24,7 @@ from covey_agent.adapters.leaving import finish_leaving, refuse_decommissioned
 from covey_agent.adapters.ledger_file import LEDGER_NAME, LedgerFile
 from covey_agent.adapters.lock import StateLock
 from covey_agent.adapters.mqtt_paho import PahoBroker
+from covey_agent.adapters.notify import ServiceNotifier
 from covey_agent.adapters.reserve import Reserve
 from covey_agent.adapters.slot_files import SlotFiles
 from covey_agent.adapters.sockets import ListeningSockets
@@ -38,6 +39,7 @@ from covey_agent.daemon.commands import Commands
 from covey_agent.daemon.deployments import Deployments
 from covey_agent.daemon.farewell import Farewell
 from covey_agent.daemon.health import HealthHook
+from covey_agent.daemon.heartbeat import Heartbeat, Notifier
 from covey_agent.daemon.hub import Hub
 from covey_agent.daemon.kit import Kit
 from covey_agent.daemon.live import LiveFile
@@ -53,6 +55,7 @@ from covey_agent.daemon.runs import Runs
 from covey_agent.daemon.serving import Serving
 from covey_agent.daemon.staging import Staging
 from covey_agent.daemon.timers import Timers
+from covey_agent.daemon.upgrades import Upgrades
 from covey_agent.daemon.verifying import Verifier
 from covey_agent.daemon.watch import Watch
 from covey_agent.errors import StoreError
@@ -60,6 +63,7 @@ from covey_agent.identity import Identity, load_identity
 from covey_agent.inbox import ActionDue, BrokerConnected, BrokerLost, ChildEnded, ChildSpoke, InboxEvent, MessageArrived, Post, StopAsked
 from covey_agent.ports import Broker, Children, Clock, Sockets
 from covey_agent.settings import Settings, load_consent, load_settings
+from covey_agent.versions import VersionsFile
 from covey_contract.ids import DeviceId
 from covey_contract.messages import Presence, Profile, Scalar
 from covey_contract.topics import Channel, device_subscriptions, device_topic
@@ -79,8 +83,11 @@ class Outside:
     clock: Clock
 
 
-def run_agent(state_dir: Path, environment: Mapping[str, str]) -> None:
-    """Run until SIGTERM or SIGINT. Raises CoveyAgentError if it cannot start."""
+def run_agent(state_dir: Path, environment: Mapping[str, str], notifier: Notifier | None = None, *, may_restart: bool = False) -> bool:
+    """Run until SIGTERM or SIGINT, or, where somebody will start it anew, SIGHUP; True: that was asked for.
+
+    Raises CoveyAgentError if it cannot start.
+    """
     settings = load_settings(state_dir, environment)
     refuse_decommissioned(state_dir)
     identity = load_identity(state_dir).through(settings.broker.host, settings.broker.port)
@@ -89,9 +96,9 @@ def run_agent(state_dir: Path, environment: Mapping[str, str]) -> None:
     database = _open_database(state_dir / DATABASE_NAME, reserve)
     try:
         sockets = ListeningSockets.open(state_dir / "run", tcp_port=settings.inference.tcp_port)
-        agent = build_agent(state_dir, settings, identity, database=database, sockets=sockets)
+        agent = build_agent(state_dir, settings, identity, database=database, sockets=sockets, notifier=notifier)
         reserve.fill()
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGTERM, signal.SIGINT, *([signal.SIGHUP] if may_restart else [])):
             signal.signal(number, agent.stop_on_signal)
         signal.signal(signal.SIGUSR1, agent.renew_on_signal)
         agent.run()
@@ -101,6 +108,7 @@ def run_agent(state_dir: Path, environment: Mapping[str, str]) -> None:
         finish_leaving(state_dir)  # under the lock: nobody starts while it wipes
         lock.release()
     refuse_decommissioned(state_dir)
+    return agent.restart_asked
 
 
 def _open_database(path: Path, reserve: Reserve) -> Database:
@@ -120,6 +128,7 @@ def build_agent(
     *,
     database: Database,
     sockets: Sockets,
+    notifier: Notifier | None = None,
     outside: Outside | None = None,
 ) -> "Agent":
     """Wire everything; nothing starts yet. `outside` takes the place of the real broker, children and clock."""
@@ -146,6 +155,7 @@ def build_agent(
     )
     slots = SlotFiles(state_dir)
     hub = Hub(kit, slots, LiveFile(state_dir / "run"))
+    hub.heartbeat = Heartbeat(kit, notifier or ServiceNotifier())
     _wire(hub, kit, slots, store=store, database=database, sockets=sockets)
     return Agent(kit, hub, inbox)
 
@@ -158,6 +168,7 @@ def _wire(hub: Hub, kit: Kit, slots: SlotFiles, *, store: SqliteState, database:
     hub.renewals = Renewals(kit, replies=hub.replies, audience=hub)
     hub.serving = Serving(kit, sockets, slots)
     hub.probing = Probing(kit, known=hub.state_changed)
+    hub.upgrades = Upgrades(kit, VersionsFile(kit.state_dir), alarm=hub.alarm_raised)
     hub.health = HealthHook(kit, about=hub.about_serving, alarm=hub.alarm_raised)
     watch = Watch(kit, slots, hub.health)
     staging = Staging(kit, slots, hub.probing, floor=lambda: hub.orders.floor)
@@ -217,6 +228,7 @@ class Agent:
         self._hub = hub
         self._inbox = inbox
         self._stopping = False
+        self.restart_asked = False
 
     def stop_on_signal(self, number: int, _frame: FrameType | None) -> None:
         """A signal handler: only puts an event."""
@@ -264,6 +276,8 @@ class Agent:
         self._hub.probing.begin()
         self._hub.health.begin()
         self._guard(self._hub.renewals.begin)
+        self._hub.begun()
+        self._guard(self._hub.upgrades.begin)
 
     def _handle(self, event: InboxEvent) -> None:
         match event:
@@ -278,7 +292,8 @@ class Agent:
             case ActionDue():
                 event.action()
             case StopAsked():
-                logger.info("%s: stopping", event.signal)
+                self.restart_asked = event.signal == signal.SIGHUP.name
+                logger.info("%s: stopping%s", event.signal, " to start anew" if self.restart_asked else "")
                 self._stopping = True
 
     def _guard(self, action: Callable[[], None]) -> None:
@@ -300,6 +315,8 @@ class Agent:
         self._kit.timers.set("keep-time", TIME_INTERVAL_S, self._keep_time)
 
     def _shut_down(self) -> None:
+        if not self.restart_asked:  # the service goes on
+            self._guard(self._hub.heartbeat.stopping)
         self._guard(self._hub.meter.close)
         self._guard(lambda: self._kit.nursery.stop_all(grace_s=DRAIN_GRACE_S))
         self._guard(self._hub.readings.close)

@@ -9,7 +9,9 @@ import sys
 from importlib import import_module
 
 from covey_agent import __version__
+from covey_agent.commands.owner import become_owner
 from covey_agent.errors import CoveyAgentError
+from covey_agent.settings import find_state_dir
 
 COMMANDS = {
     "enroll": "turn an invitation token into this device's identity",
@@ -23,7 +25,12 @@ COMMANDS = {
     "policy": "what this participant allows",
     "data": "which datasets are here",
     "config": "settings with values and meanings",
+    "logs": "what the agent wrote",
+    "install": "make it a systemd service",
+    "uninstall": "end the service and take it away",
+    "upgrade": "put a new version of the agent on trial",
 }
+AS_WHO_CALLS = frozenset({"install", "uninstall", "logs"})  # every other command works as the owner of the state directory
 EPILOG = """exit codes: 0 done, 1 a bug, 2 wrong usage, 3 the state directory is not as needed, 4 the server refused,
 5 the server cannot be reached, 6 another agent runs on this state directory, 7 not running (status --require-running), 8 decommissioned,
 9 the doctor found a problem"""
@@ -34,6 +41,8 @@ def main(arguments: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
     options = _parse(arguments)
     try:
+        if options.command not in AS_WHO_CALLS:
+            become_owner(find_state_dir(options.state_dir))
         code = int(import_module(f"covey_agent.commands.{options.command}").run(options))
         sys.stdout.flush()
     except CoveyAgentError as exc:

@@ -12,6 +12,7 @@
 | 7 | the agent does not run (`status --require-running`) |
 | 8 | this device was decommissioned: it does not start again |
 | 9 | the doctor found a problem |
+| 10 | of `run` alone: its parent, the launcher, is to start it anew |
 """
 
 

@@ -54,7 +54,7 @@ class ActionDue:
 
 @dataclass(frozen=True, slots=True)
 class StopAsked:
-    """SIGTERM or SIGINT."""
+    """SIGTERM, SIGINT, SIGHUP to start anew, or the word for another reason."""
 
     signal: str
 

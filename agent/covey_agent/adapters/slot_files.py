@@ -1,17 +1,17 @@
 """What lies in the slots: notes and bounds, read; and which one is proven, written as a second copy of what the database knows."""
 
 import logging
-import os
-from contextlib import suppress
 from pathlib import Path
 
 import msgspec
 
 from covey_agent.core.slots import SLOTS, ManifestBounds, SlotNote, slot_dir
+from covey_agent.durable import fsync_folder, write_atomically
 from covey_contract.limits import MAX_MANIFEST_BYTES
 from covey_contract.messages import Quarantined
 from covey_contract.release import Bounds
 
+__all__ = ["Proven", "SlotFiles", "fsync_folder", "write_atomically"]
 logger = logging.getLogger(__name__)
 _ARTIFACTS = ("model.onnx", "model.tflite")
 
@@ -84,30 +84,3 @@ class SlotFiles:
             logger.warning("cannot write %s: %s", self._proven, exc)
             return False
         return True
-
-
-def write_atomically(path: Path, data: bytes, *, mode: int) -> None:
-    """Write, fsync, rename, fsync the folder: old or new, never half."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
-    try:
-        with os.fdopen(fd, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.rename(path)
-    except OSError:
-        with suppress(OSError):  # a file system that has become read-only keeps it; the next write goes over it
-            temporary.unlink(missing_ok=True)
-        raise
-    fsync_folder(path.parent)
-
-
-def fsync_folder(folder: Path) -> None:
-    """Make renames in it durable."""
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -69,7 +69,9 @@ class ListeningSockets:
 def _listen_unix(run_dir: Path) -> socket.socket:
     path = run_dir / SOCKET_NAME
     try:
-        run_dir.mkdir(mode=0o755, exist_ok=True)
+        if not run_dir.exists():
+            run_dir.mkdir()
+            run_dir.chmod(0o755)  # whatever the umask: who may come this far is decided by the folder above and the socket itself
         path.unlink(missing_ok=True)
         folder = os.open(run_dir, os.O_RDONLY | os.O_DIRECTORY)
     except OSError as exc:

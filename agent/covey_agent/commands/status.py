@@ -11,11 +11,13 @@ from covey_agent.adapters.slot_files import SlotFiles
 from covey_agent.adapters.store_sqlite import Database
 from covey_agent.commands.output import say, say_json, show_time
 from covey_agent.commands.state import load_machine, load_value, open_state
+from covey_agent.commands.upgrade import collect as collect_versions
 from covey_agent.core.machine import serving_slot
 from covey_agent.core.slots import SLOTS, report_slot
 from covey_agent.daemon.live import read_live
 from covey_agent.identity import load_identity
 from covey_agent.settings import find_state_dir
+from covey_agent.versions import VersionsFile
 
 EXIT_NOT_RUNNING = 7
 
@@ -51,6 +53,8 @@ def collect(state_dir: Path, database: Database | None) -> dict[str, Any]:
     return {
         "device": identity.device,
         "profile": identity.profile.value,
+        "agent_version": live.version if live else "",
+        "upgrade": collect_versions(VersionsFile(state_dir).load()),
         "running": pid is not None,
         "pid": pid,
         "connected": bool(live and live.connected),
@@ -73,6 +77,12 @@ def collect(state_dir: Path, database: Database | None) -> dict[str, Any]:
 def _say(status: dict[str, Any]) -> None:
     daemon = f"runs as process {status['pid']}" if status["running"] else "does not run"
     say(f"{status['device']} ({status['profile']}): the agent {daemon}")
+    upgrade = status["upgrade"]
+    if status["running"]:
+        trial = f", on trial, start {upgrade['starts']}" if upgrade["on_trial"] else ""
+        say(f"version:    {status['agent_version'] or 'unknown'}{trial}")
+    for version, reason in upgrade["failed"].items():
+        say(f"            the upgrade to {version} failed: {reason}")
     if status["running"]:
         say(f"broker:     {'connected' if status['connected'] else 'not connected: ' + (status['connection'] or 'unknown')}")
     for slot in status["slots"]:

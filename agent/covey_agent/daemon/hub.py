@@ -11,6 +11,7 @@ from covey_agent.core.slots import SLOTS, report_slot
 from covey_agent.daemon.commands import Commands
 from covey_agent.daemon.deployments import KEY_UNTOLD, RESULTS, Deployments
 from covey_agent.daemon.health import HealthHook
+from covey_agent.daemon.heartbeat import Heartbeat
 from covey_agent.daemon.kit import Kit
 from covey_agent.daemon.live import Live, LiveFile
 from covey_agent.daemon.meter import Meter
@@ -22,6 +23,7 @@ from covey_agent.daemon.replies import Replies
 from covey_agent.daemon.reports import Reports
 from covey_agent.daemon.runs import Runs
 from covey_agent.daemon.serving import Serving
+from covey_agent.daemon.upgrades import Upgrades
 from covey_agent.errors import UsageError
 from covey_agent.inbox import MessageArrived
 from covey_agent.settings import load_consent
@@ -45,6 +47,8 @@ class Hub:
     readings: Readings
     meter: Meter
     health: HealthHook
+    heartbeat: Heartbeat
+    upgrades: Upgrades
     reports: Reports
     renewals: Renewals
 
@@ -80,6 +84,11 @@ class Hub:
         self.renewals.disconnected()
         self.deployments.disconnected()
         self._note_connection(connected=False, reason=reason)
+
+    def begun(self) -> None:
+        """Everything has begun."""
+        self._write_live()
+        self.heartbeat.begin()
 
     def stopped(self) -> None:
         """The agent ends."""
@@ -232,8 +241,10 @@ class Hub:
             accepting_slot=self.serving.accepting_slot,
             training=self.runs.training,
             connection=self._connection,
+            version=__version__,
         )
         self._live.write(live)
+        self.heartbeat.changed(live, meant_to_serve=serving_slot(self.deployments.machine))
 
 
 def _report_deployment(deployment: Deployment, state: DeploymentState) -> DeploymentReport:

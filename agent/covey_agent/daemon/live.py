@@ -20,6 +20,7 @@ class Live(msgspec.Struct, frozen=True):
     accepting_slot: str = ""
     training: str = ""
     connection: str = ""  # why not connected
+    version: str = ""  # of the agent
 
 
 class LiveFile:
@@ -50,7 +51,16 @@ def read_live(run_dir: Path) -> Live | None:
     """What the running agent wrote; None if there is none, or it is of a process that is gone."""
     try:
         live = msgspec.json.decode((run_dir / FILE_NAME).read_bytes(), type=Live)
-        os.kill(live.pid, 0)
     except (OSError, msgspec.DecodeError):
         return None
-    return live
+    return live if _is_there(live.pid) else None
+
+
+def _is_there(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # it is another user's, and there
+        return True
+    return True

@@ -30,13 +30,14 @@ class Daemon:
 
     state_dir: Path
     environment: dict[str, str] = field(default_factory=dict)
+    module: str = "covey_agent.cli"  # or the launcher
     process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         """Start it; its log goes to agent.log in the state directory."""
         with (self.state_dir / "agent.log").open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "covey_agent.cli", "run", "--state-dir", str(self.state_dir)],
+                [sys.executable, "-m", self.module, "run", "--state-dir", str(self.state_dir)],
                 stderr=log,
                 env=os.environ | QUICK | self.environment,
             )

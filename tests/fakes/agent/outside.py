@@ -41,6 +41,7 @@ from covey_agent.core.jobs import (
     VerifyFailed,
 )
 from covey_agent.core.walltime import ClockState, WallTime
+from covey_agent.daemon.heartbeat import Notifier
 from covey_agent.errors import StoreError
 from covey_agent.identity import Identity, IdentityFile
 from covey_agent.inbox import BrokerConnected, BrokerLost, ChildEnded, ChildSpoke, MessageArrived, Post
@@ -351,7 +352,7 @@ class World:
             folder=self.state_dir / "identity",
         )
 
-    def start(self, *, cut_at: int | None = None, after: bool = False, full: bool = False) -> Life:
+    def start(self, *, cut_at: int | None = None, after: bool = False, full: bool = False, notifier: Notifier | None = None) -> Life:
         """A new process; with `cut_at`, one that loses power at that write; with `full`, one whose disk can be full."""
         (self.state_dir / "run").mkdir(exist_ok=True)
         database = open_database(self.state_dir / "state.db")
@@ -367,13 +368,15 @@ class World:
             return posts[0][0]
 
         outside = Outside(broker=broker, children=make_children, clock=self.clock)
-        agent = build_agent(self.state_dir, self.settings, self.identity, database=database, sockets=FakeSockets(), outside=outside)
+        agent = build_agent(
+            self.state_dir, self.settings, self.identity, database=database, sockets=FakeSockets(), notifier=notifier, outside=outside
+        )
         children, post = posts[0]
         return Life(agent=agent, broker=broker, children=children, clock=self.clock, database=database, post=post)
 
-    def boot(self) -> Life:
+    def boot(self, notifier: Notifier | None = None) -> Life:
         """A new process that has booted."""
-        life = self.start()
+        life = self.start(notifier=notifier)
         life.agent.boot()
         life.settle()
         return life

@@ -1,0 +1,1 @@
+"""Covey's agent as a system service: its unit, its user, and what `install` writes."""

@@ -1,0 +1,184 @@
+"""The agent upgrades itself, for real: real wheels, pip, the launcher, the daemon and its broker. Afterwards the new version runs, or the
+old one does and the server knows why."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.agent.integration.device import Device
+from tests.fakes.agent.daemon import Daemon, make_identity
+from tests.fakes.agent.fleet import FleetServer
+from tests.fakes.agent_wheel import CRASHES, HANGS, REFUSES, build_wheel, digest_of_file
+from tests.fakes.nats_broker import running_broker, wait_until
+from tests.fakes.poison import tame_images
+
+from covey_agent import __version__
+from covey_agent.adapters.lock import find_holder
+from covey_agent.client import Client
+from covey_agent.versions import VersionsFile
+
+pytestmark = [pytest.mark.broker, pytest.mark.slow]
+QUICK = {
+    "COVEY_LAUNCH_START_S": "5",
+    "COVEY_LAUNCH_SETTLE_S": "1",
+    "COVEY_LAUNCH_PAUSE_S": "0.1",
+    "COVEY_LAUNCH_CONNECT_S": "30",
+    "COVEY_LAUNCH_MAX_STARTS": "2",
+}
+NEXT = "9.9.9"
+
+
+@pytest.fixture
+def launched(tmp_path: Path) -> Iterator[Device]:
+    """A connected agent that the launcher started; a broken one is ended whatever a test left."""
+    with running_broker(tmp_path / "server", devices=["cam-1"]) as broker, FleetServer(broker, "cam-1") as server:
+        make_identity(tmp_path / "state", broker, "cam-1")
+        server.repository.enrol(tmp_path / "state")
+        daemon = Daemon(tmp_path / "state", environment=QUICK, module="covey_agent.launch")
+        daemon.start()
+        device = Device(daemon, server, broker)
+        try:
+            wait_until(lambda: device.server.heard.reported, what="the agent to report")
+            yield device
+        finally:
+            daemon.stop(signal.SIGTERM)
+
+
+def upgrade(device: Device, wheel: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "covey_agent.cli", "upgrade", str(wheel), "--sha256", digest_of_file(wheel)]
+    command += ["--state-dir", str(device.daemon.state_dir), "--json", *options]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def versions_heard(device: Device) -> list[str]:
+    return [report.agent_version for report in device.server.heard.reported]
+
+
+def boots(device: Device) -> list[str]:
+    return list(dict.fromkeys(report.boot for report in device.server.heard.reported))
+
+
+def test_a_good_version_replaces_the_old_one_and_keeps_its_state(launched: Device, tmp_path: Path) -> None:
+    launched.commit_first()
+    first = launched.daemon.pid
+    done = upgrade(launched, build_wheel(tmp_path, NEXT))
+    assert done.returncode == 0, done.stderr
+    file = VersionsFile(launched.daemon.state_dir)
+    wait_until(lambda: file.load().current == NEXT and file.load().trial is None, what=f"the version to be proven: {launched.daemon.log()}")
+    wait_until(lambda: versions_heard(launched)[-1] == NEXT, what="a report of the new version")
+    report = launched.server.heard.reported[-1]
+    assert report.serving
+    assert report.desired_generation == 1
+    with Client(launched.socket) as client:
+        assert client.infer(tame_images(1)[0]).version == 1
+    assert launched.daemon.pid == first, "the service's main process stays the same"
+    assert find_holder(launched.daemon.state_dir / "agent.lock") != first, "while it is on trial it is a child"
+    assert launched.daemon.stop() == 0
+
+    launched.daemon.start()  # from now on it is the main process itself
+    wait_until(
+        lambda: find_holder(launched.daemon.state_dir / "agent.lock") == launched.daemon.pid, what="the agent in place of the launcher"
+    )
+    assert NEXT in Path(f"/proc/{launched.daemon.pid}/cmdline").read_text()
+    status = launched.daemon.status()
+    assert (status["agent_version"], status["state"]) == (NEXT, "committed")
+    again = upgrade(launched, tmp_path / f"covey-{NEXT}-py3-none-any.whl")
+    assert (again.returncode, "is current already" in again.stderr) == (3, True)
+
+
+@pytest.mark.parametrize(
+    ("sabotage", "starts", "words"),
+    [(CRASHES, 2, "it ended with exit code 1"), (HANGS, 2, "it was not ready within 5 s"), (REFUSES, 1, "it ended with exit code 2")],
+    ids=["crashes", "hangs", "refuses"],
+)
+def test_a_version_that_does_not_start_gives_way_to_the_old_one(
+    launched: Device, tmp_path: Path, sabotage: str, starts: int, words: str
+) -> None:
+    wheel = build_wheel(tmp_path, NEXT, run=sabotage)
+    before = boots(launched)
+    assert upgrade(launched, wheel).returncode == 0
+    file = VersionsFile(launched.daemon.state_dir)
+    wait_until(lambda: NEXT in file.load().failed, what=f"the version to be given up: {launched.daemon.log()}")
+    wait_until(lambda: len(boots(launched)) > len(before), what="the old version to report again")
+    assert set(versions_heard(launched)) == {__version__}
+    assert words in file.load().failed[NEXT]
+    assert launched.daemon.log().count(f"version {NEXT} is on trial, start") == starts
+
+    def alarms() -> list[object]:
+        readings = list(launched.server.heard.readings.values())
+        return [one.values["detail"] for one in readings if one.kind == "alarm" and one.values["what"] == "agent-upgrade"]
+
+    wait_until(alarms, what="the server to be told")
+    assert [words in str(detail) and NEXT in str(detail) for detail in alarms()] == [True]
+    refused = upgrade(launched, wheel)
+    assert (refused.returncode, "failed here before" in refused.stderr) == (3, True)
+    assert launched.daemon.status()["upgrade"] == {
+        "current": "",
+        "previous": "",
+        "on_trial": False,
+        "starts": 0,
+        "failed": file.load().failed,
+    }
+
+
+def test_a_version_that_cannot_connect_any_more_gives_way(launched: Device, tmp_path: Path) -> None:
+    """It is healthy in every other way, so only the loss of what worked before tells."""
+    cut_off = "import covey_agent.adapters.mqtt_paho as paho\npaho.PahoBroker.start = lambda self: None  # type: ignore[method-assign]"
+    launched.daemon.stop()
+    launched.daemon.environment["COVEY_LAUNCH_CONNECT_S"] = "2"
+    launched.daemon.environment["COVEY_LAUNCH_MAX_STARTS"] = "1"
+    launched.daemon.start()
+    wait_until(lambda: len(boots(launched)) == 2, what="the agent with other limits")
+    assert upgrade(launched, build_wheel(tmp_path, NEXT, run=cut_off)).returncode == 0
+    wait_until(lambda: len(boots(launched)) == 3, what=f"the old version again: {launched.daemon.log()}")
+    assert "did not connect within 2 s" in VersionsFile(launched.daemon.state_dir).load().failed[NEXT]
+
+
+def test_a_stop_and_a_second_agent_say_nothing_about_a_version(launched: Device, tmp_path: Path) -> None:
+    launched.daemon.environment["COVEY_LAUNCH_SETTLE_S"] = "600"
+    launched.daemon.stop()
+    launched.daemon.start()
+    wait_until(lambda: len(boots(launched)) == 2, what="the agent with other limits")
+    assert upgrade(launched, build_wheel(tmp_path, NEXT)).returncode == 0
+    file = VersionsFile(launched.daemon.state_dir)
+    wait_until(lambda: versions_heard(launched)[-1] == NEXT, what="the version on trial")
+    state = str(launched.daemon.state_dir)
+    second = subprocess.run([sys.executable, "-m", "covey_agent.launch", "run", "--state-dir", state], capture_output=True, check=False)
+    assert second.returncode == 6
+    assert launched.daemon.stop() == 0
+    trial = file.load().trial
+    assert trial is not None
+    assert trial.starts == 0
+
+
+def test_settings_that_the_new_version_refuses_are_found_before_the_switch(launched: Device, tmp_path: Path) -> None:
+    refuses = "\ndef load_settings(*_: object) -> Settings:\n    raise UsageError('no such key')"
+    done = upgrade(launched, build_wheel(tmp_path, NEXT, settings=refuses))
+    assert (done.returncode, "no such key" in done.stderr) == (3, True)
+    file = VersionsFile(launched.daemon.state_dir)
+    assert not file.path(NEXT).exists()
+    assert file.load().current == ""
+
+
+def test_a_wheel_with_another_digest_is_refused(launched: Device, tmp_path: Path) -> None:
+    wheel = build_wheel(tmp_path, NEXT)
+    command = [sys.executable, "-m", "covey_agent.cli", "upgrade", str(wheel), "--state-dir", str(launched.daemon.state_dir)]
+    other = subprocess.run([*command, "--sha256", "0" * 64], capture_output=True, text=True, check=False)
+    assert (other.returncode, "was expected" in other.stderr) == (2, True)
+    none = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (none.returncode, "--sha256 is needed" in none.stderr) == (2, True)
+    (tmp_path / "SHA256SUMS").write_text(f"{digest_of_file(wheel)}  {wheel.name}\n")
+    folder = subprocess.run(
+        [*command[:4], str(tmp_path), *command[5:], "--sha256", digest_of_file(tmp_path / "SHA256SUMS"), "--no-restart", "--json"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ,
+    )
+    assert folder.returncode == 0, folder.stderr
+    assert json.loads(folder.stdout)["version"] == NEXT
