@@ -4,13 +4,12 @@
  * a month in minutes. FAST_CLOCK_ONLY limits it to programs whose command line contains that text: children with deadlines of their own
  * live in real time.
  *
- * Waits that Python and OpenSSL use are covered: poll, select, nanosleep, semaphores and conditions with a deadline. */
+ * Waits that Python and OpenSSL use are covered: poll, select, nanosleep, semaphores with a deadline (which is what Python's locks are). */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
-#include <pthread.h>
 #include <semaphore.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -144,6 +143,8 @@ static int64_t real_ns(clockid_t id)
 int nanosleep(const struct timespec *wanted, struct timespec *rest)
 {
     int64_t until = now_ns(CLOCK_MONOTONIC) + in_ns(wanted), left;
+    if (!speed)
+        return NEXT(nanosleep)(wanted, rest);
     while ((left = until - now_ns(CLOCK_MONOTONIC)) > 0) {
         struct timespec step = as_timespec(slice(left));
         if (NEXT(nanosleep)(&step, NULL)) {
@@ -158,7 +159,8 @@ int nanosleep(const struct timespec *wanted, struct timespec *rest)
 int clock_nanosleep(clockid_t id, int flags, const struct timespec *wanted, struct timespec *rest)
 {
     int64_t until = in_ns(wanted) + (flags & TIMER_ABSTIME ? 0 : now_ns(id)), left;
-    (void)rest;
+    if (!speed)
+        return NEXT(clock_nanosleep)(id, flags, wanted, rest);
     while ((left = until - now_ns(id)) > 0) {
         struct timespec step = as_timespec(slice(left));
         if (NEXT(nanosleep)(&step, NULL))
@@ -169,6 +171,11 @@ int clock_nanosleep(clockid_t id, int flags, const struct timespec *wanted, stru
 
 #define UNTIL_DEADLINE(id, deadline, call, timed_out)                                                                                      \
     do {                                                                                                                                   \
+        start();                                                                                                                           \
+        if (!speed) {                                                                                                                      \
+            struct timespec step = *(deadline);                                                                                            \
+            return call;                                                                                                                   \
+        }                                                                                                                                  \
         for (;;) {                                                                                                                         \
             int64_t left = in_ns(deadline) - now_ns(id);                                                                                   \
             struct timespec step = as_timespec(real_ns(id) + slice(left));                                                                 \
@@ -186,12 +193,6 @@ int sem_timedwait(sem_t *restrict sem, const struct timespec *restrict deadline)
 int sem_clockwait(sem_t *restrict sem, clockid_t id, const struct timespec *restrict deadline)
 {
     UNTIL_DEADLINE(id, deadline, NEXT(sem_clockwait)(sem, id, &step), result && errno == ETIMEDOUT);
-}
-
-int pthread_cond_timedwait(pthread_cond_t *restrict cond, pthread_mutex_t *restrict mutex, const struct timespec *restrict deadline)
-{
-    /* Python makes its conditions on the monotonic clock. */
-    UNTIL_DEADLINE(CLOCK_MONOTONIC, deadline, NEXT(pthread_cond_timedwait)(cond, mutex, &step), result == ETIMEDOUT);
 }
 
 static int slice_ms(int timeout_ms)
