@@ -10,7 +10,9 @@ from xdist.scheduler import LoadScopeScheduling
 # Fixtures that open a real SQLite file (and most of them the API on top): milliseconds each, but there are hundreds.
 _DATABASE_FIXTURES = frozenset({"parts", "db", "client", "http", "bench", "desk", "keeper", "scene", "door", "app", "fleet", "empty"})
 _DATABASE_FILES = frozenset({"test_initialise.py", "test_migrate.py", "test_ledger.py"})
-_OWN_FIXTURES = frozenset({"test_fleet_identity.py", "test_kill_points.py"})  # a group each; what else is end to end is one
+_OWN_FIXTURES = frozenset(
+    {"test_fleet_identity.py", "test_kill_points.py", "test_under_systemd.py"}
+)  # a group each; what else is end to end is one
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -9,6 +9,7 @@ from typing import NoReturn
 
 from covey_agent.adapters.notify import take_notifier
 from covey_agent.app import run_agent
+from covey_agent.errors import DecommissionedError
 from covey_agent.settings import find_state_dir
 from covey_agent.versions import EXIT_RESTART, LAUNCHER_VARIABLE, PARENT
 
@@ -36,7 +37,12 @@ def run(options: argparse.Namespace) -> int:
     logging.basicConfig(level=logging.DEBUG if options.verbose else logging.INFO, handlers=[handler])
     before = dict(os.environ)
     notifier, launcher = take_notifier(os.environ), os.environ.pop(LAUNCHER_VARIABLE, "")
-    restart_asked = run_agent(find_state_dir(options.state_dir), os.environ, notifier, may_restart=bool(launcher))
+    try:
+        restart_asked = run_agent(find_state_dir(options.state_dir), os.environ, notifier, may_restart=bool(launcher))
+    except DecommissionedError:
+        notifier.tell("READY=1")  # an end before READY would count as a failure of the service
+        notifier.tell("STOPPING=1", "STATUS=decommissioned")
+        raise
     if not restart_asked:
         return 0
     if launcher != PARENT:
