@@ -11,7 +11,7 @@ from xdist.scheduler import LoadScopeScheduling
 _DATABASE_FIXTURES = frozenset({"parts", "db", "client", "http", "bench", "desk", "keeper", "scene", "door", "app", "fleet", "empty"})
 _DATABASE_FILES = frozenset({"test_initialise.py", "test_migrate.py", "test_ledger.py"})
 _OWN_FIXTURES = frozenset(
-    {"test_fleet_identity.py", "test_kill_points.py", "test_under_systemd.py"}
+    {"test_fleet_identity.py", "test_kill_points.py", "test_under_systemd.py", "test_upgrade.py", "test_cut_off_upgrades.py"}
 )  # a group each; what else is end to end is one
 
 

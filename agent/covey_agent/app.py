@@ -63,7 +63,6 @@ from covey_agent.identity import Identity, load_identity
 from covey_agent.inbox import ActionDue, BrokerConnected, BrokerLost, ChildEnded, ChildSpoke, InboxEvent, MessageArrived, Post, StopAsked
 from covey_agent.ports import Broker, Children, Clock, Sockets
 from covey_agent.settings import Settings, load_consent, load_settings
-from covey_agent.versions import VersionsFile
 from covey_contract.ids import DeviceId
 from covey_contract.messages import Presence, Profile, Scalar
 from covey_contract.topics import Channel, device_subscriptions, device_topic
@@ -168,7 +167,7 @@ def _wire(hub: Hub, kit: Kit, slots: SlotFiles, *, store: SqliteState, database:
     hub.renewals = Renewals(kit, replies=hub.replies, audience=hub)
     hub.serving = Serving(kit, sockets, slots)
     hub.probing = Probing(kit, known=hub.state_changed)
-    hub.upgrades = Upgrades(kit, VersionsFile(kit.state_dir), alarm=hub.alarm_raised)
+    hub.upgrades = Upgrades(kit, alarm=hub.alarm_raised)
     hub.health = HealthHook(kit, about=hub.about_serving, alarm=hub.alarm_raised)
     watch = Watch(kit, slots, hub.health)
     staging = Staging(kit, slots, hub.probing, floor=lambda: hub.orders.floor)

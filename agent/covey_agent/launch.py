@@ -31,7 +31,8 @@ from types import FrameType
 from typing import NoReturn
 
 from covey_agent.trial import End, Limits, Signs, judge_end
-from covey_agent.versions import EXIT_RESTART, LAUNCHER_VARIABLE, PARENT, Versions, VersionsFile, count_start, fall_back, prove
+from covey_agent.versions import EXIT_RESTART, LAUNCHER_VARIABLE, PARENT, Versions, count_start, fall_back, prove
+from covey_agent.versions_file import VersionsFile
 
 DEFAULT_STATE_DIR = "/var/lib/covey-agent"
 KILL_GRACE_S = 40.0  # for an agent that was asked to stop; it gives its children 10

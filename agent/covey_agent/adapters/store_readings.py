@@ -43,7 +43,7 @@ class SqliteReadings:
         """Keep these, whose sequence numbers are new, and forget the stored values that they settle."""
         with self._database.transaction(durable=durable) as connection:
             rows = [(entry.sequence, entry.at, entry.priority.value, entry.data) for entry in entries]
-            connection.executemany("INSERT INTO reading VALUES (?, ?, ?, ?)", rows)
+            connection.executemany("INSERT INTO reading (sequence, at, priority, data) VALUES (?, ?, ?, ?)", rows)
             connection.executemany("DELETE FROM value WHERE key = ?", [(key,) for key in settles])
         for entry in entries:
             self._sizes[entry.priority] = self._sizes.get(entry.priority, 0) + len(entry.data)
@@ -113,7 +113,7 @@ class SqliteReadings:
             self._sizes[Priority(priority)] = self._sizes.get(Priority(priority), 0) - _int(size)
 
 
-_ADD_LOST = "INSERT INTO lost VALUES (?, ?) ON CONFLICT (priority) DO UPDATE SET count = count + excluded.count"
+_ADD_LOST = "INSERT INTO lost (priority, count) VALUES (?, ?) ON CONFLICT (priority) DO UPDATE SET count = count + excluded.count"
 
 
 def _new_epoch() -> bytes:

@@ -6,6 +6,8 @@ Rules:
 - Only the thread of the event loop uses it; other processes open it read-only (`open_read_only`).
 - A database that cannot be read is set aside, never deleted, and a new one begins: a device must serve without its history. The
   ledger is kept twice (`ledger_file.py`), because a lost ledger would be a budget spent again.
+- An older agent opens what a newer one wrote, because an upgrade may be taken back: within one layout, columns are only added, with
+  defaults, and every statement names its columns. A file of a later layout is refused and left as it is.
 """
 
 import logging
@@ -24,6 +26,8 @@ from covey_contract.messages import PrivacyPlan
 
 logger = logging.getLogger(__name__)
 DATABASE_NAME = "state.db"
+LAYOUT = 1  # raised only by a change that an older agent could not live with; see docs/adr/0023
+_SAVE = "INSERT INTO value (key, data) VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET data = excluded.data"
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS value (key TEXT PRIMARY KEY, data BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS counter (name TEXT PRIMARY KEY, next INTEGER NOT NULL) WITHOUT ROWID;
@@ -111,12 +115,21 @@ def _open(path: Path) -> Database:
         result = connection.execute("PRAGMA quick_check(1)").fetchone()
         if result != ("ok",):
             raise sqlite3.DatabaseError(f"quick_check says {result[0]}")
+        _check_layout(connection, path)
         connection.executescript(_SCHEMA)
-    except sqlite3.Error:
+    except (sqlite3.Error, StoreError):
         connection.close()
         raise
     path.chmod(0o600)
     return Database(connection)
+
+
+def _check_layout(connection: sqlite3.Connection, path: Path) -> None:
+    (layout,) = connection.execute("PRAGMA user_version").fetchone()
+    if layout > LAYOUT:
+        raise StoreError(f"{path} was written by a newer agent, in layout {layout}; this one reads up to {LAYOUT}. It is left as it is")
+    if layout < LAYOUT:
+        connection.execute(f"PRAGMA user_version={LAYOUT}")
 
 
 class SqliteState:
@@ -139,7 +152,7 @@ class SqliteState:
                 if data is None:
                     connection.execute("DELETE FROM value WHERE key = ?", (key,))
                 else:
-                    connection.execute("INSERT INTO value VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET data = excluded.data", (key, data))
+                    connection.execute(_SAVE, (key, data))
 
     def reserve(self, counter: str, count: int) -> int:
         """The first of `count` fresh numbers."""
@@ -147,14 +160,17 @@ class SqliteState:
             row = connection.execute("SELECT next FROM counter WHERE name = ?", (counter,)).fetchone()
             first = int(row[0]) if row else 1
             connection.execute(
-                "INSERT INTO counter VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET next = excluded.next", (counter, first + count)
+                "INSERT INTO counter (name, next) VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET next = excluded.next",
+                (counter, first + count),
             )
         return first
 
     def save_reply(self, command: str, payload: bytes, *, expires_at: int) -> None:
         """Remember the answer to a command; a later answer to the same one replaces it."""
         with self._database.transaction(durable=True) as connection:
-            connection.execute("INSERT OR REPLACE INTO reply VALUES (?, ?, ?)", (command, payload, expires_at))
+            connection.execute(
+                "INSERT OR REPLACE INTO reply (command, payload, expires_at) VALUES (?, ?, ?)", (command, payload, expires_at)
+            )
 
     def find_reply(self, command: str) -> bytes | None:
         """The answer already given."""

@@ -1,11 +1,12 @@
 """`covey-agent run`: the daemon, in the foreground."""
 
 import argparse
-import json
 import logging
 import os
 from collections.abc import Mapping
 from typing import NoReturn
+
+import msgspec
 
 from covey_agent.adapters.notify import take_notifier
 from covey_agent.app import run_agent
@@ -52,7 +53,7 @@ def run(options: argparse.Namespace) -> int:
 
 def start_anew(launcher: str, environment: Mapping[str, str]) -> NoReturn:
     """Become the launcher, in this very process, which the service manager knows; it starts the version that is current now."""
-    command = [str(word) for word in json.loads(launcher)]
+    command = msgspec.json.decode(launcher, type=list[str])
     logging.shutdown()
     os.execve(command[0], command, environment)  # noqa: S606  # what the launcher said that it is
 

@@ -17,7 +17,7 @@ from covey_agent.core.slots import SLOTS, report_slot
 from covey_agent.daemon.live import read_live
 from covey_agent.identity import load_identity
 from covey_agent.settings import find_state_dir
-from covey_agent.versions import VersionsFile
+from covey_agent.versions_file import VersionsFile
 
 EXIT_NOT_RUNNING = 7
 

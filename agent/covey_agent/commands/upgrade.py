@@ -15,7 +15,8 @@ from covey_agent.daemon.live import read_live
 from covey_agent.errors import StateError, UsageError
 from covey_agent.service.staging import open_bundle, prune, stage
 from covey_agent.settings import find_state_dir
-from covey_agent.versions import LAUNCHER_VARIABLE, Versions, VersionsFile, begin_trial
+from covey_agent.versions import LAUNCHER_VARIABLE, Versions, begin_trial
+from covey_agent.versions_file import VersionsFile
 from covey_contract.errors import ContractError
 from covey_contract.ids import parse_digest
 
@@ -37,9 +38,7 @@ def run(options: argparse.Namespace) -> int:
         return 0
     if not state_dir.is_dir():
         raise StateError(f"there is no {state_dir}")
-    version = _stage(Path(options.source), _parse_sha256(options.sha256), file, state_dir, again=options.again)
-    live = read_live(state_dir / "run")
-    file.change(lambda versions: begin_trial(versions, version, was_connected=bool(live and live.connected)))
+    version = _switch(Path(options.source), _parse_sha256(options.sha256), state_dir, again=options.again)
     told = "the next start of the agent tries it" if options.no_restart else _restart(state_dir)
     if options.json:
         say_json({"version": version, "restart": told})
@@ -60,14 +59,20 @@ def collect(versions: Versions) -> dict[str, Any]:
     }
 
 
-def _stage(source: Path, sha256: str, file: VersionsFile, state_dir: Path, *, again: bool) -> str:
+def _switch(source: Path, sha256: str, state_dir: Path, *, again: bool) -> str:
+    """Stage the version and let it be the current one, on trial. Raises CoveyAgentError."""
+    file = VersionsFile(state_dir)
     try:
-        versions = file.load()
-        prune(file, keep=[versions.current, versions.previous])
-        with open_bundle(source, sha256, file.folder) as bundle:
+        with file.locked("upgrade.lock", wait=False), open_bundle(source, sha256, file.folder) as bundle:
+            versions = file.load()
             _refuse(versions, bundle.version, again=again)
+            prune(file, keep=[versions.current, versions.previous, bundle.folder.name])
             stage(bundle, file, state_dir)
+            live = read_live(state_dir / "run")
+            file.change(lambda before: begin_trial(before, bundle.version, was_connected=bool(live and live.connected)))
             return bundle.version
+    except BlockingIOError as exc:
+        raise StateError("another upgrade is under way") from exc
     except OSError as exc:
         raise StateError(f"cannot write to {file.folder}: {exc.strerror}") from exc
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from covey_agent.errors import StateError, UsageError
-from covey_agent.versions import VersionsFile
+from covey_agent.versions_file import VersionsFile
 
 SUMS_NAME = "SHA256SUMS"
 TIMEOUT_S = 900.0

@@ -3,6 +3,7 @@ old one does and the server knows why."""
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,8 +20,10 @@ from tests.fakes.poison import tame_images
 
 from covey_agent import __version__
 from covey_agent.adapters.lock import find_holder
+from covey_agent.cli import main
 from covey_agent.client import Client
-from covey_agent.versions import VersionsFile
+from covey_agent.versions import begin_trial
+from covey_agent.versions_file import VersionsFile
 
 pytestmark = [pytest.mark.broker, pytest.mark.slow]
 QUICK = {
@@ -47,6 +50,28 @@ def launched(tmp_path: Path) -> Iterator[Device]:
             yield device
         finally:
             daemon.stop(signal.SIGTERM)
+
+
+@pytest.fixture(scope="module")
+def staged(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The environment of NEXT, made by the real command once: a bad version is this one, spoilt."""
+    folder = tmp_path_factory.mktemp("staged")
+    wheel = build_wheel(folder, NEXT)
+    (folder / "SHA256SUMS").write_text(f"{digest_of_file(wheel)}  {wheel.name}\n")
+    command = [sys.executable, "-m", "covey_agent.cli", "upgrade", str(folder), "--sha256", digest_of_file(folder / "SHA256SUMS")]
+    done = subprocess.run([*command, "--state-dir", str(folder), "--json"], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)["version"] == NEXT
+    return VersionsFile(folder).path(NEXT)
+
+
+def put_on_trial(device: Device, staged: Path, sabotage: str = "") -> None:
+    """What `covey-agent upgrade` does, from an environment that was made before."""
+    file = VersionsFile(device.daemon.state_dir)
+    shutil.copytree(staged, file.path(NEXT), symlinks=True)
+    with next(file.path(NEXT).glob("lib/python3*/site-packages/covey_agent/commands/run.py")).open("a") as module:
+        module.write(f"\n\n{sabotage}\n")
+    file.change(lambda versions: begin_trial(versions, NEXT, was_connected=True))
+    os.kill(device.daemon.pid, signal.SIGHUP)
 
 
 def upgrade(device: Device, wheel: Path, *options: str) -> subprocess.CompletedProcess[str]:
@@ -97,11 +122,10 @@ def test_a_good_version_replaces_the_old_one_and_keeps_its_state(launched: Devic
     ids=["crashes", "hangs", "refuses"],
 )
 def test_a_version_that_does_not_start_gives_way_to_the_old_one(
-    launched: Device, tmp_path: Path, sabotage: str, starts: int, words: str
+    launched: Device, staged: Path, tmp_path: Path, sabotage: str, starts: int, words: str
 ) -> None:
-    wheel = build_wheel(tmp_path, NEXT, run=sabotage)
     before = boots(launched)
-    assert upgrade(launched, wheel).returncode == 0
+    put_on_trial(launched, staged, sabotage)
     file = VersionsFile(launched.daemon.state_dir)
     wait_until(lambda: NEXT in file.load().failed, what=f"the version to be given up: {launched.daemon.log()}")
     wait_until(lambda: len(boots(launched)) > len(before), what="the old version to report again")
@@ -115,7 +139,7 @@ def test_a_version_that_does_not_start_gives_way_to_the_old_one(
 
     wait_until(alarms, what="the server to be told")
     assert [words in str(detail) and NEXT in str(detail) for detail in alarms()] == [True]
-    refused = upgrade(launched, wheel)
+    refused = upgrade(launched, build_wheel(tmp_path, NEXT))
     assert (refused.returncode, "failed here before" in refused.stderr) == (3, True)
     assert launched.daemon.status()["upgrade"] == {
         "current": "",
@@ -126,7 +150,7 @@ def test_a_version_that_does_not_start_gives_way_to_the_old_one(
     }
 
 
-def test_a_version_that_cannot_connect_any_more_gives_way(launched: Device, tmp_path: Path) -> None:
+def test_a_version_that_cannot_connect_any_more_gives_way(launched: Device, staged: Path) -> None:
     """It is healthy in every other way, so only the loss of what worked before tells."""
     cut_off = "import covey_agent.adapters.mqtt_paho as paho\npaho.PahoBroker.start = lambda self: None  # type: ignore[method-assign]"
     launched.daemon.stop()
@@ -134,17 +158,17 @@ def test_a_version_that_cannot_connect_any_more_gives_way(launched: Device, tmp_
     launched.daemon.environment["COVEY_LAUNCH_MAX_STARTS"] = "1"
     launched.daemon.start()
     wait_until(lambda: len(boots(launched)) == 2, what="the agent with other limits")
-    assert upgrade(launched, build_wheel(tmp_path, NEXT, run=cut_off)).returncode == 0
+    put_on_trial(launched, staged, cut_off)
     wait_until(lambda: len(boots(launched)) == 3, what=f"the old version again: {launched.daemon.log()}")
     assert "did not connect within 2 s" in VersionsFile(launched.daemon.state_dir).load().failed[NEXT]
 
 
-def test_a_stop_and_a_second_agent_say_nothing_about_a_version(launched: Device, tmp_path: Path) -> None:
+def test_a_stop_and_a_second_agent_say_nothing_about_a_version(launched: Device, staged: Path) -> None:
     launched.daemon.environment["COVEY_LAUNCH_SETTLE_S"] = "600"
     launched.daemon.stop()
     launched.daemon.start()
     wait_until(lambda: len(boots(launched)) == 2, what="the agent with other limits")
-    assert upgrade(launched, build_wheel(tmp_path, NEXT)).returncode == 0
+    put_on_trial(launched, staged)
     file = VersionsFile(launched.daemon.state_dir)
     wait_until(lambda: versions_heard(launched)[-1] == NEXT, what="the version on trial")
     state = str(launched.daemon.state_dir)
@@ -156,29 +180,34 @@ def test_a_stop_and_a_second_agent_say_nothing_about_a_version(launched: Device,
     assert trial.starts == 0
 
 
-def test_settings_that_the_new_version_refuses_are_found_before_the_switch(launched: Device, tmp_path: Path) -> None:
+def test_settings_that_the_new_version_refuses_are_found_before_the_switch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     refuses = "\ndef load_settings(*_: object) -> Settings:\n    raise UsageError('no such key')"
-    done = upgrade(launched, build_wheel(tmp_path, NEXT, settings=refuses))
-    assert (done.returncode, "no such key" in done.stderr) == (3, True)
-    file = VersionsFile(launched.daemon.state_dir)
+    wheel = build_wheel(tmp_path, NEXT, settings=refuses)
+    (tmp_path / "state").mkdir()
+    assert order(tmp_path / "state", wheel, digest_of_file(wheel)) == 3
+    assert "no such key" in capsys.readouterr().err
+    file = VersionsFile(tmp_path / "state")
     assert not file.path(NEXT).exists()
     assert file.load().current == ""
 
 
-def test_a_wheel_with_another_digest_is_refused(launched: Device, tmp_path: Path) -> None:
-    wheel = build_wheel(tmp_path, NEXT)
-    command = [sys.executable, "-m", "covey_agent.cli", "upgrade", str(wheel), "--state-dir", str(launched.daemon.state_dir)]
-    other = subprocess.run([*command, "--sha256", "0" * 64], capture_output=True, text=True, check=False)
-    assert (other.returncode, "was expected" in other.stderr) == (2, True)
-    none = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert (none.returncode, "--sha256 is needed" in none.stderr) == (2, True)
-    (tmp_path / "SHA256SUMS").write_text(f"{digest_of_file(wheel)}  {wheel.name}\n")
-    folder = subprocess.run(
-        [*command[:4], str(tmp_path), *command[5:], "--sha256", digest_of_file(tmp_path / "SHA256SUMS"), "--no-restart", "--json"],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=os.environ,
-    )
-    assert folder.returncode == 0, folder.stderr
-    assert json.loads(folder.stdout)["version"] == NEXT
+def test_files_that_are_not_what_the_digest_says_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    wheel, state = build_wheel(tmp_path, NEXT), tmp_path / "state"
+    state.mkdir()
+    (tmp_path / "SHA256SUMS").write_text(f"{'0' * 64}  {wheel.name}\n")
+    for source, sha256, words in [
+        (wheel, "0" * 64, "was expected"),
+        (wheel, "xyz", "--sha256"),
+        (tmp_path, "0" * 64, "was expected"),
+        (tmp_path, digest_of_file(tmp_path / "SHA256SUMS"), f"{wheel} has the digest"),
+        (state, "0" * 64, "cannot copy"),
+    ]:
+        assert order(state, source, sha256) in {2, 3}
+        assert words in capsys.readouterr().err
+    assert list((state / "agent").glob("[0-9]*")) == []
+
+
+def order(state_dir: Path, source: Path, sha256: str) -> int:
+    with pytest.raises(SystemExit) as ended:
+        main(["upgrade", str(source), "--sha256", sha256, "--state-dir", str(state_dir)])
+    return int(ended.value.code or 0)
