@@ -127,6 +127,8 @@ class Repository(Protocol):
 class Director(Protocol):
     """The online key that signs orders to devices."""
 
+    keyid: str
+
     def sign(self, payload: bytes) -> Signed:
         """Sign exact bytes."""
         ...

@@ -88,6 +88,14 @@ class TufSettings(_Section):
     timestamp_hours: float = Field(24.0, gt=0, description="hours until timestamp metadata expires; renewed by the worker at half time")
 
 
+class KeysSettings(_Section):
+    """What opens the signing keys."""
+
+    passphrase_file: str = Field("", description="file whose first line opens the encrypted signing keys; empty: they are not encrypted")
+    pkcs11_module: str = Field("", description="path of the PKCS#11 library of your token, for roles whose key is on one")
+    pkcs11_pin_file: str = Field("", description="file whose first line is the token's PIN")
+
+
 class TelemetrySettings(_Section):
     """Readings."""
 
@@ -138,6 +146,7 @@ class Settings(BaseSettings):
     flower: FlowerSettings = FlowerSettings()
     pki: PkiSettings = PkiSettings()
     tuf: TufSettings = TufSettings()
+    keys: KeysSettings = KeysSettings()
     telemetry: TelemetrySettings = TelemetrySettings()
     releases: ReleaseSettings = ReleaseSettings()
     delivery: DeliverySettings = DeliverySettings()

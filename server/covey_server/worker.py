@@ -65,7 +65,7 @@ class Worker:
         signal.signal(signal.SIGTERM, self._on_signal)
         signal.signal(signal.SIGINT, self._on_signal)
         with self.parts.db.begin() as session:
-            rollouts.republish_desired(session)  # a broker that lost its retained messages gets them again
+            rollouts.republish_desired(session, self.parts.director)  # a broker that lost its retained messages gets them again
         for link in self.links:
             link.start()
         self.gateway.start(self.links[0])
@@ -130,7 +130,7 @@ class Worker:
         connections = self.links[0].connections
         if connections > max(self._republished, 1):
             with self.parts.db.begin() as session:
-                rollouts.republish_desired(session)
+                rollouts.republish_desired(session, self.parts.director)
         self._republished = connections
 
     def _apply_revocations(self) -> None:

@@ -166,10 +166,11 @@ class KeyDirector:
     def __init__(self) -> None:
         self._key = Ed25519PrivateKey.generate()
         self.public = self._key.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
+        self.keyid = digest_of(self.public)
 
     def sign(self, payload: bytes) -> Signed:
         """Sign exact bytes."""
-        return Signed(payload=payload, keyid=digest_of(self.public), signature=self._key.sign(payload))
+        return Signed(payload=payload, keyid=self.keyid, signature=self._key.sign(payload))
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@
 
 import base64
 import hashlib
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from typing import Any
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-from securesystemslib.signer import CryptoSigner
+from securesystemslib.signer import CryptoSigner, Signer
 from tuf.api.metadata import Metadata, MetaFile, Root, Snapshot, TargetFile, Targets, Timestamp
 
 from covey_agent.workers.errors import NetworkError
@@ -54,7 +55,8 @@ class TufRepository:
     def __init__(self, *, expires: timedelta = timedelta(days=1)) -> None:
         self.files: dict[str, bytes] = {}
         self.asked: list[tuple[str, int]] = []
-        self._signers = {role: CryptoSigner.generate_ed25519() for role in ("root", "timestamp", "snapshot", "targets")}
+        self.holders: list[Signer] = []  # of root, besides the first
+        self._signers: dict[str, Signer] = {role: CryptoSigner.generate_ed25519() for role in ("root", "timestamp", "snapshot", "targets")}
         expiry = (datetime.now(UTC) + expires).replace(microsecond=0)
         self.root = Root(expires=expiry, consistent_snapshot=True)
         self.timestamp = Timestamp(expires=expiry)
@@ -90,11 +92,31 @@ class TufRepository:
 
     def rotate_timestamp_key(self) -> None:
         """A new root version, signed by the root key, names another timestamp key."""
-        self.root.revoke_key(self._signers["timestamp"].public_key.keyid, "timestamp")
-        self._signers["timestamp"] = CryptoSigner.generate_ed25519()
-        self.root.add_key(self._signers["timestamp"].public_key, "timestamp")
+        self.rotate_key("timestamp")
+
+    def rotate_key(self, role: str) -> None:
+        """A new root version names another key for a role; a new root key signs beside the one before."""
+        before = self._signers[role]
+        self.root.revoke_key(before.public_key.keyid, role)
+        self._signers[role] = CryptoSigner.generate_ed25519()
+        self.root.add_key(self._signers[role].public_key, role)
+        self.publish_root([before] if role == "root" else [])
+
+    def publish_root(self, also: Sequence[Signer] = (), *, without_own: bool = False) -> None:
+        """The next version of root, signed by the present root keys, and by others."""
         self.root.version += 1
-        self.files[f"metadata/{self.root.version}.root.json"] = self._sign("root", self.root)
+        metadata = Metadata(self.root)
+        for signer in [*([] if without_own else [self._signers["root"], *self.holders]), *also]:
+            metadata.sign(signer, append=True)
+        self.files[f"metadata/{self.root.version}.root.json"] = metadata.to_bytes()
+
+    def share_root(self, holders: int, threshold: int) -> None:
+        """More people hold root, and several must sign."""
+        self.holders = [CryptoSigner.generate_ed25519() for _ in range(holders - 1)]
+        for signer in self.holders:
+            self.root.add_key(signer.public_key, "root")
+        self.root.roles["root"].threshold = threshold
+        self.publish_root()
 
     def forge(self, role: str) -> None:
         """From now on a role is signed by a key that no root names."""

@@ -46,6 +46,7 @@ from covey_contract.release import manifest_target
 
 logger = logging.getLogger(__name__)
 DIRECTOR_TARGET = "director.json"
+MAX_ROOT_ROTATIONS = 1000  # counted from the anchor, which never changes: python-tuf's own 256 would be a device's last
 _CACHED_TARGETS = 8  # files kept, so that a deployment that is tried again does not fetch its manifest again
 _MAX_PARTS = limits.MAX_METADATA_BYTES // limits.METADATA_PART_BYTES + 1
 
@@ -70,7 +71,7 @@ class TrustedMetadata:
                 target_dir=str(self._targets),
                 target_base_url="targets/",
                 fetcher=_PartFetcher(fetch),
-                config=UpdaterConfig(targets_max_length=limits.MAX_METADATA_BYTES),
+                config=UpdaterConfig(targets_max_length=limits.MAX_METADATA_BYTES, max_root_rotations=MAX_ROOT_ROTATIONS),
                 bootstrap=(state_dir / "tuf" / "root.json").read_bytes(),
             )
 

@@ -7,8 +7,11 @@ Rules:
   used again, and it is replaced by one rename: a process that dies anywhere leaves the old repository, whole. What it left
   behind has a number that no snapshot names, and the next change overwrites it.
 - The API and the worker both change it: a lock on tuf/.lock lets one at a time, in whatever process.
-- Versions only increase, because a device refuses to go back.
-- Root is signed by the offline key only; nothing here needs it but `create` and `renew_root`.
+- Versions only increase, because a device refuses to go back. A repository that was restored from an old backup has gone back; it
+  catches up by `raise_versions`.
+- Root is signed by offline keys only; nothing here needs them but `create`. A new root comes whole and signed (`publish_root`), and may
+  name another key for an online role: the key that was made for it is moved into place, and everything is signed anew. Broken off in
+  between, the next `refresh` finishes it.
 """
 
 import fcntl
@@ -16,23 +19,23 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta
-from pathlib import Path
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
+from securesystemslib.signer import CryptoSigner
 from tuf.api.exceptions import RepositoryError
 from tuf.api.metadata import Metadata, MetaFile, Root, Snapshot, TargetFile, Targets, Timestamp
-from tuf.api.serialization.json import JSONSerializer
 
 from covey_contract.limits import MAX_METADATA_BYTES
 from covey_server.clock import Clock, utc_now
 from covey_server.errors import ConflictError, NotFoundError, TooLargeError, UnavailableError
 from covey_server.releases.files import write_atomic
-from covey_server.releases.keys import ONLINE_ROLES, load_key, make_key, offline_key_path, online_key_path
+from covey_server.releases.keys import ONLINE_ROLES, make_key, offline_key_path, online_key_path, read_passphrase
 from covey_server.releases.names import check_target_path, is_stored_name
+from covey_server.releases.root import SERIALIZER, check_publishable, is_signed_for, parse_root, put_signature
+from covey_server.releases.signers import load_signer, next_key, put_in_place
 from covey_server.settings import Settings
 
 _RoleT = TypeVar("_RoleT", Targets, Snapshot, Timestamp)
-_SERIALIZER = JSONSerializer(compact=True)
 # A device that read timestamp a moment ago still needs the snapshot and targets that it named.
 _KEEP_VERSIONS = 50
 
@@ -53,14 +56,15 @@ class TufRepository:
         with repository._locked():
             if (repository._metadata / "timestamp.json").exists():
                 raise ConflictError(f"there is a TUF repository in {repository._folder} already")
-            root_signer = make_key(offline_key_path(settings))
+            passphrase = read_passphrase(settings)
+            root_signer = CryptoSigner(make_key(offline_key_path(settings), passphrase))
             root = Root(expires=_after(now, days=settings.tuf.root_days), consistent_snapshot=True)
             root.add_key(root_signer.public_key, Root.type)
             for role in ONLINE_ROLES:
-                root.add_key(make_key(online_key_path(settings, role)).public_key, role)
+                root.add_key(CryptoSigner(make_key(online_key_path(settings, role), passphrase)).public_key, role)
             root_md = Metadata(root)
             root_md.sign(root_signer)
-            repository._write("1.root.json", root_md.to_bytes(_SERIALIZER))
+            repository._write("1.root.json", root_md.to_bytes(SERIALIZER))
             repository._publish(_Roles.first(settings, now), now, change_targets=True)
         return repository
 
@@ -102,14 +106,17 @@ class TufRepository:
             return None
 
     def refresh(self, now: datetime) -> None:
-        """Renew what has lived for more than half of its time."""
-        if not any(self._due(self._load(), now)):
+        """Renew what has lived for more than half of its time, and finish a change of keys that was broken off."""
+        roles = self._load()
+        if not any(self._due(roles, now)) and self._is_signed_by_present_keys(roles):
             return
         with self._locked():
+            self._put_keys_in_place()
             roles = self._load()  # again: another process may have renewed it while this one waited
             targets_due, others_due = self._due(roles, now)
-            if targets_due or others_due:
-                self._publish(roles, now, change_targets=targets_due)
+            changed = not self._is_signed_by_present_keys(roles)
+            if targets_due or others_due or changed:
+                self._publish(roles, now, change_targets=targets_due or changed)
 
     def expiries(self) -> dict[str, datetime]:
         """When each role's newest metadata expires."""
@@ -117,18 +124,52 @@ class TufRepository:
         root = Metadata[Root].from_bytes(self.newest_root()).signed
         return {"root": root.expires} | {role.type: role.expires for role in (roles.targets, roles.snapshot, roles.timestamp)}
 
-    def renew_root(self, root_key: Path, now: datetime) -> int:
-        """Sign root again with the offline key, for another full time; returns the new version."""
-        signer = load_key(root_key)
+    def publish_root(self, data: bytes, now: datetime) -> int:
+        """Make a signed root the one that devices follow; its version. Raises ConflictError, saying what it lacks."""
         with self._locked():
-            metadata = Metadata[Root].from_bytes(self.newest_root())
-            if signer.public_key.keyid not in metadata.signed.roles[Root.type].keyids:
-                raise ConflictError(f"{root_key} is not the key that root metadata names")
-            metadata.signed.version += 1
-            metadata.signed.expires = _after(now, days=self._settings.tuf.root_days)
-            metadata.sign(signer)
-            self._write(f"{metadata.signed.version}.root.json", metadata.to_bytes(_SERIALIZER))
-            return metadata.signed.version
+            root = check_publishable(data, self.newest_root(), now=now)
+            for role in ONLINE_ROLES:
+                self._check_can_sign(root, role)
+            self._write(f"{root.version}.root.json", data)
+            self._put_keys_in_place()
+            roles = self._load()
+            if not self._is_signed_by_present_keys(roles):
+                self._publish(roles, now, change_targets=True)
+            return root.version
+
+    def raise_versions(self, by: int, now: datetime) -> dict[str, int]:
+        """Go on `by` versions later, which is more than devices can have seen of what was lost with a backup; the new versions."""
+        with self._locked():
+            roles = self._load()
+            for role in (roles.targets, roles.snapshot, roles.timestamp):
+                role.version += by
+            self._publish(roles, now, change_targets=True)
+            return {role.type: role.version for role in (roles.targets, roles.snapshot, roles.timestamp)}
+
+    def _check_can_sign(self, root: Root, role: str) -> None:
+        keyids, threshold = root.roles[role].keyids, root.roles[role].threshold
+        waiting = next_key(self._settings, role)
+        mine = {load_signer(self._settings, role).public_key.keyid} | ({waiting.keyid} if waiting else set())
+        if threshold != 1 or not mine & set(keyids):
+            raise ConflictError(f"this root names other keys for {role} than this server has: nothing could be signed any more")
+
+    def _put_keys_in_place(self) -> None:
+        """Next keys that the newest root names become the ones that count."""
+        root = parse_root(self.newest_root()).signed
+        for role in ONLINE_ROLES:
+            waiting = next_key(self._settings, role)
+            if waiting is not None and waiting.keyid in root.roles[role].keyids:
+                put_in_place(self._settings, role)
+
+    def _is_signed_by_present_keys(self, roles: "_Roles") -> bool:
+        root = parse_root(self.newest_root()).signed
+        files = {"timestamp": "timestamp.json", "snapshot": f"{roles.snapshot.version}.snapshot.json"}
+        files["targets"] = f"{roles.targets.version}.targets.json"
+        for role, name in files.items():
+            metadata: Metadata[Any] = Metadata.from_bytes((self._metadata / name).read_bytes())
+            if not is_signed_for(root, role, metadata.signed_bytes, metadata.signatures):
+                return False
+        return True
 
     def _due(self, roles: "_Roles", now: datetime) -> tuple[bool, bool]:
         """Whether targets, and whether snapshot or timestamp, are past half of their time."""
@@ -180,8 +221,8 @@ class TufRepository:
 
     def _signed(self, role: _RoleT, name: str) -> bytes:
         metadata = Metadata(role)
-        metadata.sign(load_key(online_key_path(self._settings, role.type)))
-        data = metadata.to_bytes(_SERIALIZER)
+        put_signature(metadata, load_signer(self._settings, role.type))
+        data = metadata.to_bytes(SERIALIZER)
         if len(data) > MAX_METADATA_BYTES:
             raise TooLargeError(f"{name} would have {len(data)} bytes, devices take at most {MAX_METADATA_BYTES}; withdraw old releases")
         self._write(name, data)

@@ -9,9 +9,9 @@ from datetime import datetime
 import msgspec
 from sqlmodel import Session, col, select
 
-from covey_contract.codec import encode
+from covey_contract.codec import decode, encode
 from covey_contract.ids import DeviceId
-from covey_contract.messages import Desired, ReleaseRef
+from covey_contract.messages import Desired, ReleaseRef, Signed
 from covey_contract.topics import Channel, device_topic
 from covey_server import outbox
 from covey_server.clock import to_millis
@@ -68,12 +68,19 @@ def get_desired(session: Session, device_id: str) -> DesiredState | None:
     return session.get(DesiredState, device_id)
 
 
-def republish_desired(session: Session) -> int:
-    """Queue every device's desired state again, as the worker does when it starts: a broker may have lost what it retained."""
+def republish_desired(session: Session, director: Director) -> int:
+    """Queue every device's desired state again, as the worker does when it starts: a broker may have lost what it retained.
+
+    What another key of the director's had signed is signed anew, byte for byte the same order.
+    """
     query = select(DesiredState, Device).join(Device, col(Device.id) == DesiredState.device_id).where(Device.state == DeviceState.ACTIVE)
     count = 0
     for row, device in session.exec(query):
         if row.updated_at >= device.enrolled_at:  # what was ordered for a machine that had this id before is not for this one
+            signed = decode(row.signed, Signed)
+            if signed.keyid != director.keyid:
+                row.signed = encode(director.sign(signed.payload))
+                session.add(row)
             _publish(session, row)
             count += 1
     return count

@@ -183,15 +183,6 @@ def test_a_device_refuses_metadata_by_another_key(repository: TufRepository, set
         device.fetch("director.json")
 
 
-def test_renewed_root_is_followed_and_needs_the_right_key(repository: TufRepository, settings: Settings, device: TufDevice) -> None:
-    assert repository.renew_root(offline_key_path(settings), NOW + timedelta(days=300)) == 2
-    repository.add_target("director.json", b"x")
-    assert device.fetch("director.json") == b"x"
-    assert repository.expiries()["root"] > NOW + timedelta(days=600)
-    with pytest.raises(ConflictError):
-        repository.renew_root(online_key_path(settings, "targets"), NOW)
-
-
 def add_and_die(work_dir: Path, write_to_die_at: int) -> None:
     """Add a target and be killed, without a chance to clean up, at one of the writes."""
     writes = 0

@@ -447,7 +447,7 @@ def test_republish_gives_the_same_bytes_again_but_not_to_revoked_or_new_machines
         session.get_one(Device, "pi-2").state = DeviceState.REVOKED
         session.get_one(Device, "pi-3").enrolled_at = fleet.clock.advance(1)
     with fleet.parts.db.begin() as session:
-        assert republish_desired(session) == 1
+        assert republish_desired(session, fleet.parts.director) == 1
     with fleet.parts.db.read() as session:
         message = session.exec(select(OutboxMessage)).one()
     assert message.topic == "covey/v1/d/pi-1/down/desired"
