@@ -60,7 +60,18 @@ from covey_agent.daemon.verifying import Verifier
 from covey_agent.daemon.watch import Watch
 from covey_agent.errors import StoreError
 from covey_agent.identity import Identity, load_identity
-from covey_agent.inbox import ActionDue, BrokerConnected, BrokerLost, ChildEnded, ChildSpoke, InboxEvent, MessageArrived, Post, StopAsked
+from covey_agent.inbox import (
+    RESTART,
+    ActionDue,
+    BrokerConnected,
+    BrokerLost,
+    ChildEnded,
+    ChildSpoke,
+    InboxEvent,
+    MessageArrived,
+    Post,
+    StopAsked,
+)
 from covey_agent.ports import Broker, Children, Clock, Sockets
 from covey_agent.settings import Settings, load_consent, load_settings
 from covey_contract.ids import DeviceId
@@ -95,7 +106,7 @@ def run_agent(state_dir: Path, environment: Mapping[str, str], notifier: Notifie
     database = _open_database(state_dir / DATABASE_NAME, reserve)
     try:
         sockets = ListeningSockets.open(state_dir / "run", tcp_port=settings.inference.tcp_port)
-        agent = build_agent(state_dir, settings, identity, database=database, sockets=sockets, notifier=notifier)
+        agent = build_agent(state_dir, settings, identity, database=database, sockets=sockets, notifier=notifier, may_restart=may_restart)
         reserve.fill()
         for number in (signal.SIGTERM, signal.SIGINT, *([signal.SIGHUP] if may_restart else [])):
             signal.signal(number, agent.stop_on_signal)
@@ -128,6 +139,7 @@ def build_agent(
     database: Database,
     sockets: Sockets,
     notifier: Notifier | None = None,
+    may_restart: bool = False,
     outside: Outside | None = None,
 ) -> "Agent":
     """Wire everything; nothing starts yet. `outside` takes the place of the real broker, children and clock."""
@@ -151,6 +163,7 @@ def build_agent(
         timers=timers,
         broker=broker,
         post=inbox.put,
+        may_restart=may_restart,
     )
     slots = SlotFiles(state_dir)
     hub = Hub(kit, slots, LiveFile(state_dir / "run"))
@@ -167,7 +180,7 @@ def _wire(hub: Hub, kit: Kit, slots: SlotFiles, *, store: SqliteState, database:
     hub.renewals = Renewals(kit, replies=hub.replies, audience=hub)
     hub.serving = Serving(kit, sockets, slots)
     hub.probing = Probing(kit, known=hub.state_changed)
-    hub.upgrades = Upgrades(kit, alarm=hub.alarm_raised)
+    hub.upgrades = Upgrades(kit, replies=hub.replies, alarm=hub.alarm_raised, is_busy=hub.is_busy)
     hub.health = HealthHook(kit, about=hub.about_serving, alarm=hub.alarm_raised)
     watch = Watch(kit, slots, hub.health)
     staging = Staging(kit, slots, hub.probing, floor=lambda: hub.orders.floor)
@@ -192,6 +205,7 @@ def _wire(hub: Hub, kit: Kit, slots: SlotFiles, *, store: SqliteState, database:
         renewals=hub.renewals,
         farewell=Farewell(kit, hub.replies),
         verifier=verifier,
+        upgrades=hub.upgrades,
         audience=hub,
     )
     hub.serving.listen(hub)
@@ -291,7 +305,7 @@ class Agent:
             case ActionDue():
                 event.action()
             case StopAsked():
-                self.restart_asked = event.signal == signal.SIGHUP.name
+                self.restart_asked = event.signal == RESTART
                 logger.info("%s: stopping%s", event.signal, " to start anew" if self.restart_asked else "")
                 self._stopping = True
 

@@ -52,6 +52,9 @@ class ActionDue:
     action: Callable[[], None]
 
 
+RESTART = "SIGHUP"  # the stop after which the launcher starts the current version
+
+
 @dataclass(frozen=True, slots=True)
 class StopAsked:
     """SIGTERM, SIGINT, SIGHUP to start anew, or the word for another reason."""

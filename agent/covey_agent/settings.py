@@ -64,6 +64,11 @@ class DeploySettings:
     memory_limit_mb: int = _setting(0, "most private memory of the deploy and check children, MiB; 0: no limit", low=0)
     progress_timeout_s: float = _setting(600.0, "a deploy child without news for this long is killed and tried again, seconds", low=5)
     check_timeout_s: float = _setting(300.0, "how long the golden check may take, seconds", low=5)
+    agent_upgrades: str = _setting(
+        "auto",
+        "whether the server may order upgrades of the agent itself: yes, no, or auto (a device: yes; a partner: no)",
+        choices=("auto", "yes", "no"),
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ Name = NewType("Name", str)  # of a model, task, dataset, phase, ...
 DEVICE_ID_PATTERN = r"^[a-z0-9-]{1,64}$"
 NAME_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,63}$"
 DIGEST_PATTERN = r"^[0-9a-f]{64}$"
+AGENT_VERSION_PATTERN = r"^[0-9][0-9A-Za-z.]{0,39}$"  # part of a file name and of a TUF target
 
 # fullmatch, because "$" in Python also matches before a trailing newline.
 _DEVICE_ID = re.compile(r"[a-z0-9-]{1,64}")
@@ -32,6 +33,13 @@ def mqtt_client_id(name: str, key: bytes, role: str = "") -> str:
     """
     secret = hashlib.sha256(b"covey mqtt client id\0" + key).hexdigest()[:32]
     return ":".join(part for part in (name, role, secret) if part)
+
+
+def agent_wheel(version: str) -> str:
+    """The file name of the agent's wheel, which is the TUF target agents/<name>."""
+    if re.fullmatch(AGENT_VERSION_PATTERN.strip("^$"), version) is None:
+        raise InvalidIdError("agent version", version, AGENT_VERSION_PATTERN)
+    return f"covey-{version}-py3-none-any.whl"
 
 
 def is_device_id(value: str) -> bool:

@@ -340,7 +340,22 @@ class Decommission(Struct, frozen=True, tag="decommission", forbid_unknown_field
     wipe: bool = False
 
 
-Command = InviteToRun | StopRun | ReleaseQuarantine | RotateCertificate | Decommission
+class UpgradeAgent(Struct, frozen=True, tag="upgrade_agent", forbid_unknown_fields=True):
+    """Put another version of the agent on trial: the wheel is TUF target agents/covey-<version>-py3-none-any.whl.
+
+    Done: it is installed beside the present one and is being started. That it stays is told by the reported `agent_version`, that
+    it was given up by an alarm `agent-upgrade`.
+    """
+
+    id: IdField
+    device: DeviceIdField
+    expires_at: Millis
+    version: Annotated[str, Meta(pattern=ids.AGENT_VERSION_PATTERN + _END)]
+    digest: DigestField  # of the wheel
+    again: bool = False  # even if this version failed there before
+
+
+Command = InviteToRun | StopRun | ReleaseQuarantine | RotateCertificate | Decommission | UpgradeAgent
 
 
 class Renewal(Struct, frozen=True, tag="renewal", forbid_unknown_fields=True):

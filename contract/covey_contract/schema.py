@@ -33,6 +33,7 @@ WIRE_TYPES: tuple[type[msgspec.Struct], ...] = (
     messages.ReleaseQuarantine,
     messages.RotateCertificate,
     messages.Decommission,
+    messages.UpgradeAgent,
     messages.Reply,
     messages.Renewal,
     messages.RenewalAnswer,

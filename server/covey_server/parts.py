@@ -111,6 +111,10 @@ class Repository(Protocol):
         """Take one target out and publish new metadata."""
         ...
 
+    def list_targets(self) -> dict[str, str]:
+        """Every target's path and sha256."""
+        ...
+
     def newest_root(self) -> bytes:
         """The newest root metadata file, which enrolment hands to a device."""
         ...

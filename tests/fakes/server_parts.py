@@ -147,6 +147,10 @@ class MemoryRepository:
         """Take one target out."""
         self.targets.pop(path, None)
 
+    def list_targets(self) -> dict[str, str]:
+        """Every target's path and sha256."""
+        return {path: digest_of(data) for path, data in self.targets.items()}
+
     def newest_root(self) -> bytes:
         """Stands for the root metadata."""
         return b'{"signed": {"_type": "root"}}'

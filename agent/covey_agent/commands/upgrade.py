@@ -13,9 +13,9 @@ from covey_agent.adapters.lock import find_holder
 from covey_agent.commands.output import say, say_json
 from covey_agent.daemon.live import read_live
 from covey_agent.errors import StateError, UsageError
-from covey_agent.service.staging import open_bundle, prune, stage
+from covey_agent.service.switch import switch_version
 from covey_agent.settings import find_state_dir
-from covey_agent.versions import LAUNCHER_VARIABLE, Versions, begin_trial
+from covey_agent.versions import LAUNCHER_VARIABLE, Versions
 from covey_agent.versions_file import VersionsFile
 from covey_contract.errors import ContractError
 from covey_contract.ids import parse_digest
@@ -38,7 +38,14 @@ def run(options: argparse.Namespace) -> int:
         return 0
     if not state_dir.is_dir():
         raise StateError(f"there is no {state_dir}")
-    version = _switch(Path(options.source), _parse_sha256(options.sha256), state_dir, again=options.again)
+    live = read_live(state_dir / "run")
+    version = switch_version(
+        Path(options.source),
+        _parse_sha256(options.sha256),
+        state_dir,
+        again=options.again,
+        was_connected=bool(live and live.connected),
+    )
     told = "the next start of the agent tries it" if options.no_restart else _restart(state_dir)
     if options.json:
         say_json({"version": version, "restart": told})
@@ -57,35 +64,6 @@ def collect(versions: Versions) -> dict[str, Any]:
         "starts": trial.starts if trial else 0,
         "failed": versions.failed,
     }
-
-
-def _switch(source: Path, sha256: str, state_dir: Path, *, again: bool) -> str:
-    """Stage the version and let it be the current one, on trial. Raises CoveyAgentError."""
-    file = VersionsFile(state_dir)
-    try:
-        with file.locked("upgrade.lock", wait=False), open_bundle(source, sha256, file.folder) as bundle:
-            versions = file.load()
-            _refuse(versions, bundle.version, again=again)
-            prune(file, keep=[versions.current, versions.previous, bundle.folder.name])
-            stage(bundle, file, state_dir)
-            live = read_live(state_dir / "run")
-            file.change(lambda before: begin_trial(before, bundle.version, was_connected=bool(live and live.connected)))
-            return bundle.version
-    except BlockingIOError as exc:
-        raise StateError("another upgrade is under way") from exc
-    except OSError as exc:
-        raise StateError(f"cannot write to {file.folder}: {exc.strerror}") from exc
-
-
-def _refuse(versions: Versions, version: str, *, again: bool) -> None:
-    if versions.trial is not None:
-        raise StateError(f"version {versions.current} is on trial: wait until it is proven or given up")
-    if version == versions.current:
-        raise StateError(f"version {version} is current already")
-    if version in versions.failed and not again:
-        raise StateError(f"version {version} failed here before ({versions.failed[version]}); --again tries it all the same")
-    if version == versions.previous:
-        raise StateError(f"version {version} is what this one falls back to: it cannot be replaced")
 
 
 def _restart(state_dir: Path) -> str:

@@ -15,6 +15,7 @@ than msgspec, because the idle agent imports it.
 | workers.train | TrainJob | RoundDecision | TrainReady, AskRound, RoundTrained, TRAIN_ENDED |
 | workers.probe | ProbeJob | - | PROBED |
 | workers.verify | VerifyJob | - | VERIFIED, REJECTED, VERIFY_FAILED |
+| workers.upgrade | UpgradeJob | - | UPGRADE_STAGED, REJECTED, VERIFY_FAILED |
 | workers.hook | HookJob | - | HOOK_ENDED |
 | workers.renew | RenewJob | - | RENEWAL_REQUESTED, RENEWAL_INSTALLED, RENEWAL_REFUSED, RENEWAL_FAILED |
 """
@@ -296,6 +297,23 @@ class VerifyFailed(Struct, frozen=True, tag="verify_failed"):
     reason: str
 
 
+# -- upgrade -----------------------------------------------------------------------------------------------------------
+
+
+class UpgradeJob(Struct, frozen=True, tag="upgrade_job"):
+    """Verify an order to upgrade, fetch the wheel through TUF, install it beside the present version and switch to it."""
+
+    state_dir: str
+    broker: BrokerAddress
+    order: bytes  # the Signed envelope exactly as it came
+
+
+class UpgradeStaged(Struct, frozen=True, tag="upgrade_staged"):
+    """The version is installed and current, on trial: the agent is to start anew."""
+
+    version: str
+
+
 # -- renew -------------------------------------------------------------------------------------------------------------
 
 
@@ -375,6 +393,7 @@ ChildEvent = (
     | RenewalRefused
     | RenewalFailed
     | HookEnded
+    | UpgradeStaged
 )
-Job = DeployJob | CheckJob | InferJob | TrainJob | ProbeJob | VerifyJob | RenewJob | HookJob
+Job = DeployJob | CheckJob | InferJob | TrainJob | ProbeJob | VerifyJob | RenewJob | HookJob | UpgradeJob
 Order = Pause | Resume | Drain | RoundDecision

@@ -1,7 +1,7 @@
 """Commands: decoded, checked for device and expiry, answered once, and handed to whoever carries them out.
 
 What the agent does by itself on a command (stop a run, lift a quarantine) waits for a child that verifies the signature; an
-invitation is verified by the train child before anything of it happens.
+invitation is verified by the train child before anything of it happens, and an upgrade of the agent by the upgrade child.
 """
 
 import logging
@@ -12,6 +12,7 @@ from covey_agent.daemon.kit import Kit
 from covey_agent.daemon.renewals import Renewals
 from covey_agent.daemon.replies import Replies
 from covey_agent.daemon.runs import Runs
+from covey_agent.daemon.upgrades import Upgrades
 from covey_agent.daemon.verifying import Verdict, Verifier
 from covey_contract.codec import decode, decode_order
 from covey_contract.errors import ContractError
@@ -25,6 +26,7 @@ from covey_contract.messages import (
     RotateCertificate,
     Signed,
     StopRun,
+    UpgradeAgent,
 )
 
 logger = logging.getLogger(__name__)
@@ -43,6 +45,7 @@ class Commands:
         renewals: Renewals,
         farewell: Farewell,
         verifier: Verifier,
+        upgrades: Upgrades,
         audience: Audience,
     ) -> None:
         self._kit = kit
@@ -52,6 +55,7 @@ class Commands:
         self._renewals = renewals
         self._farewell = farewell
         self._verifier = verifier
+        self._upgrades = upgrades
         self._audience = audience
 
     def message_came(self, payload: bytes) -> None:
@@ -71,6 +75,8 @@ class Commands:
             return
         if isinstance(command, InviteToRun):
             self._runs.invited(command, payload)
+        elif isinstance(command, UpgradeAgent):
+            self._upgrades.ordered(command, payload)
         else:
             self._verifier.ask(f"command:{command.id}", payload, lambda verdict, why: self._verified(command, verdict, why))
 

@@ -5,7 +5,7 @@ import logging
 from covey_agent import __version__
 from covey_agent.adapters.slot_files import SlotFiles
 from covey_agent.core.jobs import InferWindow
-from covey_agent.core.machine import Deployment, serving_slot
+from covey_agent.core.machine import IN_FLIGHT, Deployment, serving_slot
 from covey_agent.core.policy import policy_hash
 from covey_agent.core.slots import SLOTS, report_slot
 from covey_agent.daemon.commands import Commands
@@ -177,6 +177,10 @@ class Hub:
         """Something needs a look."""
         logger.warning("alarm %s: %s", what, detail)
         self.readings.add("alarm", {"what": what, "detail": detail}, priority=Priority.ALARM)
+
+    def is_busy(self) -> bool:
+        """Whether a deployment or a round is under way."""
+        return self.deployments.machine.state in IN_FLIGHT or bool(self.runs.training)
 
     def about_serving(self) -> dict[str, str]:
         """What serves now, as the health hook is told it."""

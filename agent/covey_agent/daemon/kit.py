@@ -30,6 +30,7 @@ class Kit:
     timers: Timers
     broker: Broker
     post: Post
+    may_restart: bool = False  # whether somebody starts this agent anew when it asks for that
 
     def topic(self, channel: Channel) -> str:
         """This device's topic."""

@@ -41,6 +41,7 @@ from covey_agent.workers.link import PartSource
 from covey_contract import limits
 from covey_contract.codec import decode_order, digest_of
 from covey_contract.errors import ContractError
+from covey_contract.ids import agent_wheel
 from covey_contract.messages import Command, Desired, ReleaseRef, Signed
 from covey_contract.release import manifest_target
 
@@ -125,6 +126,14 @@ class TrustedMetadata:
         if not hmac.compare_digest(digest_of(bundle), digest):
             raise UntrustedError(f"{target} has digest {digest_of(bundle)[:12]}")
         return bundle
+
+    def fetch_agent(self, version: str, digest: str) -> bytes:
+        """The wheel of a version of this agent: TUF lists it, and its digest is the one that the order names."""
+        target = f"agents/{agent_wheel(version)}"
+        wheel = self._fetch_target(target, max_length=limits.MAX_METADATA_BYTES)
+        if not hmac.compare_digest(digest_of(wheel), digest):
+            raise UntrustedError(f"{target} has digest {digest_of(wheel)[:12]}, the order names {digest[:12]}")
+        return wheel
 
     def _fetch_target(self, target: str, *, max_length: int) -> bytes:
         with self._exclusive(target):

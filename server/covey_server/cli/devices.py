@@ -1,4 +1,4 @@
-"""`covey device`: list, show, invite, revoke, rotate, decommission, release-quarantine, label."""
+"""`covey device`: list, show, invite, revoke, rotate, upgrade, decommission, release-quarantine, label."""
 
 from typing import Annotated, Any
 from uuid import uuid4
@@ -96,6 +96,22 @@ def rotate(device: DeviceArgument, as_json: JsonOption = False) -> None:
         show_json(sent)
     else:
         say(f"{device} is asked for a fresh key; `covey device show {device}` tells when it has connected by the new certificate")
+
+
+@app.command()
+def upgrade(
+    device: DeviceArgument,
+    version: Annotated[str, typer.Argument(help="A version that `covey agent list` shows.", metavar="VERSION")],
+    again: Annotated[bool, typer.Option("--again", help="Even if it failed there before.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Have a device put another version of its agent on trial; it goes back by itself if that is no good."""
+    with connect() as api:
+        sent = api.post(f"/devices/{device}/upgrades", {"version": version, "again": again})
+    if as_json:
+        show_json(sent)
+    else:
+        say(f"{device} is ordered to {version}; `covey device show {device}` tells which version it runs, `covey alert list` what failed")
 
 
 @app.command()

@@ -23,6 +23,7 @@ app = typer.Typer(
 # name of the sub-command -> module below covey_server.cli that holds its `app`
 _SUB_COMMANDS = {
     "device": "devices",
+    "agent": "agents",
     "release": "releases",
     "rollout": "rollouts",
     "task": "tasks",

@@ -4,16 +4,19 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import Annotated
 
-from fastapi import APIRouter, Path, Query, Request, Response
+from fastapi import APIRouter, File, Path, Query, Request, Response, UploadFile
 
+from covey_contract.limits import MAX_METADATA_BYTES
 from covey_contract.messages import Profile
 from covey_server.access.guard import Admin, Operator, Viewer
 from covey_server.access.idempotency import Idempotent
 from covey_server.api_deps import Page, PageQuery, PartsDep, ReadSession, WriteSession, check_if_match, problems, with_etag
-from covey_server.devices import clones, farewell, service
+from covey_server.devices import clones, farewell, service, upgrades
 from covey_server.devices.certificates import broker_rights
 from covey_server.devices.models import Device, DevicePresence, DeviceState
 from covey_server.devices.views import (
+    AgentUpgrade,
+    AgentVersionView,
     CommandView,
     DeviceDetail,
     DeviceView,
@@ -102,6 +105,37 @@ def decommission_device(device: DevicePath, body: Farewell, actor: Admin, parts:
         now=parts.clock(),
     )
     return DeviceView.model_validate(row)
+
+
+@router.post("/devices/{device}/upgrades", status_code=202, summary="Upgrade a device's agent", responses=problems(403, 404, 422))
+def order_upgrade(device: DevicePath, body: AgentUpgrade, actor: Operator, parts: PartsDep, session: WriteSession) -> CommandView:
+    """Order a signed version of the agent. The device tries it, and goes back by itself; `agent_version` tells what it runs."""
+    command = upgrades.order_upgrade(
+        session,
+        device,
+        body.version,
+        again=body.again,
+        repository=parts.repository,
+        director=parts.director,
+        actor=actor.name,
+        now=parts.clock(),
+    )
+    return CommandView(command=command)
+
+
+@router.get("/agent-versions", summary="Versions of the agent", responses=problems())
+def list_agent_versions(_: Viewer, parts: PartsDep) -> list[AgentVersionView]:
+    """Every version that devices can be ordered to."""
+    return [AgentVersionView.model_validate(one) for one in upgrades.list_versions(parts.repository)]
+
+
+@router.post("/agent-versions", status_code=201, summary="Sign a version of the agent", responses=problems(403, 409, 422))
+def publish_agent_version(
+    wheel: Annotated[UploadFile, File(description="covey-VERSION-py3-none-any.whl")], actor: Admin, parts: PartsDep, session: WriteSession
+) -> AgentVersionView:
+    """Make a wheel of covey a signed target. Only administrators: it is code that devices will run."""
+    data = wheel.file.read(MAX_METADATA_BYTES + 1)
+    return AgentVersionView.model_validate(upgrades.publish_version(session, data, repository=parts.repository, actor=actor.name))
 
 
 @router.get("/invitations", summary="List invitations", responses=problems(422))

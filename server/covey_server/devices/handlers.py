@@ -5,7 +5,7 @@ from sqlmodel import Session
 from covey_contract.ids import DeviceId
 from covey_contract.messages import Presence, Renewal, Reply, Reported, Status
 from covey_contract.topics import Channel
-from covey_server.devices import certificates, clones, farewell, reports, service
+from covey_server.devices import certificates, clones, farewell, reports, service, upgrades
 from covey_server.devices.models import DeviceState
 from covey_server.mqtt.router import Router
 from covey_server.parts import Parts
@@ -44,8 +44,9 @@ def on_reported(parts: Parts, session: Session, device: DeviceId, message: Repor
 
 
 def on_reply(parts: Parts, session: Session, device: DeviceId, message: Reply) -> None:
-    """A device answers a command; only a farewell is of interest here."""
+    """A device answers a command; only a farewell and an upgrade of the agent are of interest here."""
     farewell.take_reply(session, device, message, now=parts.clock())
+    upgrades.take_reply(session, device, message, now=parts.clock())
 
 
 def on_renewal(parts: Parts, session: Session, device: DeviceId, message: Renewal) -> None:

@@ -78,6 +78,20 @@ class CommandView(ApiView):
     command: str = Field(description="its id; the device's answer names it")
 
 
+class AgentVersionView(ApiView):
+    """A version of the agent that is signed."""
+
+    version: str
+    digest: str = Field(description="sha256 of its wheel")
+
+
+class AgentUpgrade(ApiInput):
+    """Which version a device shall try."""
+
+    version: str = Field(max_length=40, examples=["0.2.0"])
+    again: bool = Field(False, description="even if this version failed there before")
+
+
 class Farewell(ApiInput):
     """How a device shall leave."""
 

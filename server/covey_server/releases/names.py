@@ -8,10 +8,13 @@ import re
 
 from covey_contract.errors import InvalidIdError
 
-# director.json, releases/<model>/<version>.json, tasks/<task>/<digest>.py
-_TARGET = re.compile(r"(?:[a-z0-9][a-z0-9_-]{0,63}/){0,2}[A-Za-z0-9][A-Za-z0-9_-]{0,63}\.(?:json|py)")
+# director.json, releases/<model>/<version>.json, tasks/<task>/<digest>.py, agents/covey-<version>-py3-none-any.whl
+_WHEEL = r"covey-[0-9][0-9A-Za-z.]{0,39}-py3-none-any\.whl"
+_TARGET = re.compile(r"(?:[a-z0-9][a-z0-9_-]{0,63}/){0,2}[A-Za-z0-9][A-Za-z0-9_-]{0,63}\.(?:json|py)|agents/" + _WHEEL)
 _METADATA = re.compile(r"timestamp\.json|[1-9][0-9]{0,8}\.(?:root|snapshot|targets)\.json")
-_STORED_TARGET = re.compile(r"(?:[a-z0-9][a-z0-9_-]{0,63}/){0,2}[0-9a-f]{64}\.[A-Za-z0-9][A-Za-z0-9_-]{0,63}\.(?:json|py)")
+_STORED_TARGET = re.compile(
+    r"(?:[a-z0-9][a-z0-9_-]{0,63}/){0,2}[0-9a-f]{64}\.[A-Za-z0-9][A-Za-z0-9_-]{0,63}\.(?:json|py)|agents/[0-9a-f]{64}\." + _WHEEL
+)
 
 
 def check_target_path(path: str) -> str:

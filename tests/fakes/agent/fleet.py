@@ -1,6 +1,7 @@
 """A whole small server on the real broker: signs orders, serves TUF files and chunks, acknowledges readings, hears reports."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import paho.mqtt.client as mqtt
 from tests.fakes.nats_broker import RunningBroker, wait_until
@@ -11,7 +12,7 @@ from tests.fakes.wants_server import WantsServer
 
 from covey_contract.codec import decode, digest_of, encode
 from covey_contract.ids import DeviceId
-from covey_contract.messages import Ack, DeploymentState, Desired, Reading, ReadingBatch, ReleaseRef, Reported
+from covey_contract.messages import Ack, Command, DeploymentState, Desired, Reading, ReadingBatch, ReleaseRef, Reply, Reported
 from covey_contract.release import Runtime
 from covey_contract.topics import Channel, device_topic, parse_topic
 
@@ -24,6 +25,7 @@ class Heard:
 
     reported: list[Reported] = field(default_factory=list)
     readings: dict[tuple[str, int], Reading] = field(default_factory=dict)
+    replies: list[Reply] = field(default_factory=list)
 
 
 class FleetServer(WantsServer):
@@ -63,6 +65,18 @@ class FleetServer(WantsServer):
         self._client.publish(f"covey/v1/d/{self.device}/down/desired", payload, qos=1, retain=True)
         return deployment
 
+    def publish_agent(self, wheel: Path) -> str:
+        """Make a wheel of the agent a signed target; returns its digest."""
+        data = wheel.read_bytes()
+        self.repository.add_target(f"agents/{wheel.name}", data)
+        self.repository.publish()
+        return digest_of(data)
+
+    def command(self, command: Command, *, director: Director | None = None) -> None:
+        """Send a signed command."""
+        payload = encode((director or self.director).sign(command))
+        self._client.publish(device_topic(DeviceId(self.device), Channel.COMMAND), payload, qos=1)
+
     def wait_for(self, deployment: str, state: DeploymentState, *, timeout_s: float = 60.0) -> Reported:
         """Until the device reports this state of this deployment."""
 
@@ -86,6 +100,8 @@ class FleetServer(WantsServer):
                 self.heard.reported.append(decode(payload, Reported))
             case Channel.READINGS:
                 self._store(decode(payload, ReadingBatch))
+            case Channel.REPLY:
+                self.heard.replies.append(decode(payload, Reply))
             case _:
                 pass
 

@@ -13,6 +13,7 @@ import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from sqlmodel import Session
 
+from covey_contract.codec import digest_of
 from covey_contract.ids import DeviceId
 from covey_contract.messages import Capabilities, DeploymentReport, Profile, Reported
 from covey_contract.release import Golden, Quality, Runtime, TensorSpec, pack_floats
@@ -34,6 +35,10 @@ QUALITY = Quality(accuracy=0.9, accuracy_drop=0.0, relative_error=0.01, latency_
 
 class MemoryRepository:
     """`parts.Repository` without signatures; `fails` makes the next change raise it."""
+
+    def list_targets(self) -> dict[str, str]:
+        """Every target's path and sha256."""
+        return {path: digest_of(data) for path, data in self.targets.items()}
 
     def __init__(self) -> None:
         self.targets: dict[str, bytes] = {}

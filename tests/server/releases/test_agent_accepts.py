@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from sqlmodel import select
+from tests.fakes.agent_wheel import build_wheel
 from tests.server.releases.bench import Bench, import_spec, make_bench
 from tests.server.releases.test_delivery import MemoryBroker
 
@@ -13,7 +14,8 @@ from covey_agent.workers.errors import UntrustedError
 from covey_agent.workers.trust import TrustedMetadata
 from covey_contract.codec import decode, decode_release, digest_of
 from covey_contract.ids import DeviceId
-from covey_contract.messages import Desired, MetadataPart, Signed, WantMetadata
+from covey_contract.messages import Desired, MetadataPart, Signed, UpgradeAgent, WantMetadata
+from covey_server.devices import upgrades
 from covey_server.outbox import OutboxMessage
 from covey_server.parts import Parts
 from covey_server.releases.delivery import Delivery
@@ -134,3 +136,31 @@ def test_a_device_fetches_a_task_with_the_longest_name(meeting: Meeting) -> None
     code = b"def build_model(): ...\n"
     meeting.repository.add_target(f"tasks/{'t' * 64}/{digest_of(code)}.py", code)
     assert meeting.metadata().fetch_task("t" * 64, digest_of(code)) == code
+
+
+def test_a_version_of_the_agent_is_signed_ordered_and_fetched(meeting: Meeting, tmp_path: Path) -> None:
+    parts = meeting.parts
+    wheel = build_wheel(tmp_path, "9.9.9").read_bytes()
+    with parts.db.begin() as session:
+        found = upgrades.publish_version(session, wheel, repository=meeting.repository, actor="token:test")
+        again = upgrades.publish_version(session, wheel, repository=meeting.repository, actor="token:test")
+        ident = upgrades.order_upgrade(
+            session,
+            "pi-1",
+            "9.9.9",
+            again=False,
+            repository=meeting.repository,
+            director=parts.director,
+            actor="token:test",
+            now=NOW,
+        )
+    assert found == again == upgrades.AgentVersion("9.9.9", digest_of(wheel))
+    with parts.db.read() as session:
+        (sent,) = [row for row in session.exec(select(OutboxMessage)) if row.topic and row.topic.endswith("pi-1/down/command")]
+    trusted = meeting.metadata()
+    order = trusted.verify_order(decode(bytes(sent.payload), Signed), device="pi-1", now=NOW)
+    assert isinstance(order, UpgradeAgent)
+    assert (order.id, order.version, order.digest) == (ident, "9.9.9", digest_of(wheel))
+    assert trusted.fetch_agent(order.version, order.digest) == wheel
+    with pytest.raises(UntrustedError, match="the order names"):
+        trusted.fetch_agent(order.version, "0" * 64)
