@@ -24,7 +24,7 @@ def launched(tmp_path: Path) -> Iterator[Device]:
     with running_broker(tmp_path / "server", devices=["cam-1"]) as broker, FleetServer(broker, "cam-1") as server:
         make_identity(tmp_path / "state", broker, "cam-1")
         server.repository.enrol(tmp_path / "state")
-        daemon = Daemon(tmp_path / "state", environment=QUICK, module="covey_agent.launch")
+        daemon = Daemon(tmp_path / "state", environment=dict(QUICK), module="covey_agent.launch")
         daemon.start()
         try:
             wait_until(lambda: server.heard.reported, what="the agent to report")

@@ -2,8 +2,10 @@
 
 import json
 import os
+import secrets
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,23 +13,27 @@ from pathlib import Path
 import pytest
 from tests.fakes.agent.daemon import descendants, make_identity
 from tests.fakes.agent.fleet import FleetServer
+from tests.fakes.agent_wheel import CRASHES, build_wheel
 from tests.fakes.nats_broker import running_broker, wait_until
 from tests.fakes.poison import tame_images
 from tests.fakes.systemd import Systemd, running_systemd
 
 from covey_agent.client import Client
+from covey_agent.versions_file import VersionsFile
 from covey_contract.messages import DeploymentState as S
+from covey_contract.messages import Outcome, Reply, UpgradeAgent
 
 pytestmark = [pytest.mark.broker, pytest.mark.runtime, pytest.mark.slow]
 UNIT = "covey-agent.service"
 STATE = "var/lib/covey-agent"
-WATCHDOG_S = 8
-# All that a test changes: the program lies where this tree lies, which may be a home or a temporary folder, and the watchdog is quicker.
+WATCHDOG_S = 12
+# All that a test changes: the program lies where this tree lies, which may be a home or a temporary folder, and some waits are shorter.
 BESIDE = """
 [Service]
 ProtectHome=tmpfs
 BindReadOnlyPaths={places}
 WatchdogSec={watchdog}
+Environment=COVEY_LAUNCH_SETTLE_S=1 COVEY_LAUNCH_PAUSE_S=0.1 COVEY_LAUNCH_MAX_STARTS=2
 """
 
 
@@ -142,6 +148,40 @@ def test_commands_of_root_leave_nothing_that_the_service_cannot_read(machine: Ma
     machine.agent("policy", "set-budget", "digits", "3", "--delta", "1e-5")
     assert (machine.state_dir / "agent.toml").stat().st_uid == machine.state_dir.stat().st_uid
     assert json.loads(machine.agent("status", "--json"))["connected"]
+
+
+def test_the_agent_upgrades_itself_from_within_the_sandbox_and_back(machine: Machine, tmp_path: Path) -> None:
+    before = machine.pid
+    good = order_upgrade(machine, build_wheel(tmp_path, "9.9.8"))
+    assert good.outcome is Outcome.DONE, good.reason
+    wait_until(lambda: machine.server.heard.reported[-1].agent_version == "9.9.8", what="the new version to report", timeout_s=60)
+    file = VersionsFile(machine.state_dir)
+    wait_until(lambda: file.load().trial is None, what="it to be proven", timeout_s=60)
+    assert (file.load().current, machine.pid) == ("9.9.8", before), "systemd sees one service that never ended"
+    machine.systemd.run("systemctl", "restart", UNIT)  # the launcher is gone from now on
+    assert "/agent/9.9.8/bin/python" in Path(f"/proc/{machine.pid}/cmdline").read_text()
+
+    bad = order_upgrade(machine, build_wheel(tmp_path, "9.9.9", run=CRASHES))
+    assert bad.outcome is Outcome.DONE, bad.reason
+    wait_until(lambda: file.load().failed.get("9.9.9"), what="the version to be given up", timeout_s=60)
+    wait_until(lambda: json.loads(machine.agent("status", "--json"))["connected"], what="the proven version to be back", timeout_s=60)
+    assert json.loads(machine.agent("status", "--json"))["agent_version"] == "9.9.8"
+    assert machine.systemd.show(UNIT, "ActiveState") == "active"
+    with Client(str(machine.state_dir / "run" / "infer.sock"), timeout_s=30) as client:
+        assert client.infer(tame_images(1)[0]).version == 1
+
+
+def order_upgrade(machine: Machine, wheel: Path) -> Reply:
+    digest, ident = machine.server.publish_agent(wheel), f"upg-{secrets.token_hex(4)}"
+    expires_at = int(time.time() * 1000) + 600_000
+    version = wheel.name.split("-")[1]
+    machine.server.command(UpgradeAgent(id=ident, device="cam-1", expires_at=expires_at, version=version, digest=digest))
+
+    def found() -> list[Reply]:
+        return [reply for reply in machine.server.heard.replies if reply.id == ident]
+
+    wait_until(found, what="the answer", timeout_s=90)
+    return found()[0]
 
 
 def test_a_device_that_was_decommissioned_stays_down_without_a_failure(machine: Machine) -> None:

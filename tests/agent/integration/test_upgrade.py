@@ -27,10 +27,10 @@ from covey_agent.versions_file import VersionsFile
 
 pytestmark = [pytest.mark.broker, pytest.mark.slow]
 QUICK = {
-    "COVEY_LAUNCH_START_S": "5",
+    "COVEY_LAUNCH_START_S": "60",
     "COVEY_LAUNCH_SETTLE_S": "1",
     "COVEY_LAUNCH_PAUSE_S": "0.1",
-    "COVEY_LAUNCH_CONNECT_S": "30",
+    "COVEY_LAUNCH_CONNECT_S": "120",
     "COVEY_LAUNCH_MAX_STARTS": "2",
 }
 NEXT = "9.9.9"
@@ -42,7 +42,7 @@ def launched(tmp_path: Path) -> Iterator[Device]:
     with running_broker(tmp_path / "server", devices=["cam-1"]) as broker, FleetServer(broker, "cam-1") as server:
         make_identity(tmp_path / "state", broker, "cam-1")
         server.repository.enrol(tmp_path / "state")
-        daemon = Daemon(tmp_path / "state", environment=QUICK, module="covey_agent.launch")
+        daemon = Daemon(tmp_path / "state", environment=dict(QUICK), module="covey_agent.launch")
         daemon.start()
         device = Device(daemon, server, broker)
         try:
@@ -118,12 +118,17 @@ def test_a_good_version_replaces_the_old_one_and_keeps_its_state(launched: Devic
 
 @pytest.mark.parametrize(
     ("sabotage", "starts", "words"),
-    [(CRASHES, 2, "it ended with exit code 1"), (HANGS, 2, "it was not ready within 5 s"), (REFUSES, 1, "it ended with exit code 2")],
+    [(CRASHES, 2, "it ended with exit code 1"), (HANGS, 2, "it was not ready within 3 s"), (REFUSES, 1, "it ended with exit code 2")],
     ids=["crashes", "hangs", "refuses"],
 )
 def test_a_version_that_does_not_start_gives_way_to_the_old_one(
     launched: Device, staged: Path, tmp_path: Path, sabotage: str, starts: int, words: str
 ) -> None:
+    if sabotage == HANGS:
+        launched.daemon.stop()
+        launched.daemon.environment["COVEY_LAUNCH_START_S"] = "3"
+        launched.daemon.start()
+        wait_until(lambda: len(boots(launched)) == 2, what="the agent with other limits")
     before = boots(launched)
     put_on_trial(launched, staged, sabotage)
     file = VersionsFile(launched.daemon.state_dir)
