@@ -13,7 +13,7 @@ from covey_agent.adapters.lock import find_holder
 from covey_agent.commands.output import say, say_json
 from covey_agent.daemon.live import read_live
 from covey_agent.errors import StateError, UsageError
-from covey_agent.service.switch import switch_version
+from covey_agent.service.switch import switch_back, switch_version
 from covey_agent.settings import find_state_dir
 from covey_agent.versions import LAUNCHER_VARIABLE, Versions
 from covey_agent.versions_file import VersionsFile
@@ -25,6 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
     parser.add_argument("source", nargs="?", help="a wheel of covey, or a folder with SHA256SUMS; none: show which versions there are")
     parser.add_argument("--sha256", metavar="DIGEST", help="of the wheel, or of the folder's SHA256SUMS")
+    parser.add_argument("--back", action="store_true", help="put the version before this one on trial")
     parser.add_argument("--again", action="store_true", help="even if this version failed here before")
     parser.add_argument("--no-restart", action="store_true", help="let the next start of the agent begin the trial")
 
@@ -33,24 +34,25 @@ def run(options: argparse.Namespace) -> int:
     """Stage, switch, restart."""
     state_dir = find_state_dir(options.state_dir)
     file = VersionsFile(state_dir)
-    if options.source is None:
+    if options.source is None and not options.back:
         _show(file.load(), as_json=options.json)
         return 0
     if not state_dir.is_dir():
         raise StateError(f"there is no {state_dir}")
     live = read_live(state_dir / "run")
-    version = switch_version(
-        Path(options.source),
-        _parse_sha256(options.sha256),
-        state_dir,
-        again=options.again,
-        was_connected=bool(live and live.connected),
-    )
+    was_connected = bool(live and live.connected)
+    if options.back:
+        if options.source is not None:
+            raise UsageError("--back takes no wheel")
+        version = switch_back(state_dir, was_connected=was_connected)
+    else:
+        sha256 = _parse_sha256(options.sha256)
+        version = switch_version(Path(options.source), sha256, state_dir, again=options.again, was_connected=was_connected)
     told = "the next start of the agent tries it" if options.no_restart else _restart(state_dir)
     if options.json:
         say_json({"version": version, "restart": told})
     else:
-        say(f"version {version} is ready: {told}")
+        say(f"{f'version {version}' if version else 'the first installation'} is ready: {told}")
     return 0
 
 

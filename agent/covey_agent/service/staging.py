@@ -23,6 +23,7 @@ from covey_agent.errors import StateError, UsageError
 from covey_agent.versions_file import VersionsFile
 
 SUMS_NAME = "SHA256SUMS"
+ORIGIN_NAME = "origin.sha256"  # in an environment: which bundle it was made from
 TIMEOUT_S = 900.0
 CHECK_TIMEOUT_S = 120.0
 _WHEEL = re.compile(r"covey-([0-9][0-9A-Za-z.+!]*)-[^-]+-[^-]+-[^-]+\.whl")
@@ -37,6 +38,7 @@ class Bundle:
     version: str
     wheel: Path
     folder: Path
+    sha256: str  # what covers all of it
 
 
 @contextmanager
@@ -54,7 +56,7 @@ def open_bundle(source: Path, sha256: str, folder: Path) -> Iterator[Bundle]:
         if len(wheels) != 1:
             raise UsageError(f"{source} must hold one wheel of covey, covey-VERSION-….whl, and holds {', '.join(wheels) or 'none'}")
         match = _WHEEL.fullmatch(wheels[0])
-        yield Bundle(version=match.group(1) if match else "", wheel=incoming / wheels[0], folder=incoming)
+        yield Bundle(version=match.group(1) if match else "", wheel=incoming / wheels[0], folder=incoming, sha256=sha256)
     except OSError as exc:
         raise StateError(f"cannot copy {source}: {exc.strerror}") from exc
     finally:
@@ -70,10 +72,19 @@ def stage(bundle: Bundle, file: VersionsFile, state_dir: Path) -> None:
         _borrow(target, file.folder)
         _install(bundle, file.python(bundle.version))
         _check(bundle.version, file.python(bundle.version), state_dir)
+        (target / ORIGIN_NAME).write_text(bundle.sha256, "ascii")
     except BaseException:
         _remove(target)
         raise
     os.sync()  # all of it is on the disk before anything names it
+
+
+def is_staged(bundle: Bundle, file: VersionsFile) -> bool:
+    """Whether the environment of the bundle's version is there and was made from this very bundle."""
+    try:
+        return (file.path(bundle.version) / ORIGIN_NAME).read_text("ascii") == bundle.sha256
+    except (OSError, UnicodeDecodeError):
+        return False
 
 
 def prune(file: VersionsFile, *, keep: Sequence[str]) -> None:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from covey_agent.errors import StateError
-from covey_agent.service.staging import open_bundle, prune, stage
+from covey_agent.service.staging import is_staged, open_bundle, prune, stage
 from covey_agent.versions import Versions, begin_trial
 from covey_agent.versions_file import VersionsFile
 
@@ -23,11 +23,28 @@ def switch_version(source: Path, sha256: str, state_dir: Path, *, again: bool, w
             versions = file.load()
             _refuse(versions, bundle.version, again=again)
             prune(file, keep=[versions.current, versions.previous, bundle.folder.name])
-            stage(bundle, file, state_dir)
+            if bundle.version != versions.previous:
+                stage(bundle, file, state_dir)
+            elif not is_staged(bundle, file):  # what this version falls back to must stay as it is
+                raise StateError(f"version {bundle.version} is here already, made from another file")
             file.change(lambda before: begin_trial(before, bundle.version, was_connected=was_connected))
             return bundle.version
     except BlockingIOError as exc:
         raise StateError("another upgrade is under way") from exc
+    except OSError as exc:
+        raise StateError(f"cannot write to {file.folder}: {exc.strerror}") from exc
+
+
+def switch_back(state_dir: Path, *, was_connected: bool) -> str:
+    """Let the version before be the current one, on trial; returns its name, "" for the first installation. Raises StateError."""
+    file = VersionsFile(state_dir)
+    versions = file.load()
+    if versions.trial is not None:
+        raise StateError(f"version {versions.current} is on trial: it is given up by itself if it is no good")
+    if versions.previous == versions.current:
+        raise StateError("there is no other version to go back to")
+    try:
+        return file.change(lambda before: begin_trial(before, before.previous, was_connected=was_connected)).current
     except OSError as exc:
         raise StateError(f"cannot write to {file.folder}: {exc.strerror}") from exc
 
@@ -39,5 +56,3 @@ def _refuse(versions: Versions, version: str, *, again: bool) -> None:
         raise StateError(f"version {version} is current already")
     if version in versions.failed and not again:
         raise StateError(f"version {version} failed here before ({versions.failed[version]}); it is tried again only if that is asked for")
-    if version == versions.previous:
-        raise StateError(f"version {version} is what this one falls back to: it cannot be replaced")

@@ -22,7 +22,7 @@ from covey_agent import __version__
 from covey_agent.adapters.lock import find_holder
 from covey_agent.cli import main
 from covey_agent.client import Client
-from covey_agent.versions import begin_trial
+from covey_agent.versions import Versions, begin_trial
 from covey_agent.versions_file import VersionsFile
 
 pytestmark = [pytest.mark.broker, pytest.mark.slow]
@@ -114,6 +114,24 @@ def test_a_good_version_replaces_the_old_one_and_keeps_its_state(launched: Devic
     assert (status["agent_version"], status["state"]) == (NEXT, "committed")
     again = upgrade(launched, tmp_path / f"covey-{NEXT}-py3-none-any.whl")
     assert (again.returncode, "is current already" in again.stderr) == (3, True)
+
+    command = [sys.executable, "-m", "covey_agent.cli", "upgrade", "--back", "--state-dir", str(launched.daemon.state_dir)]
+    subprocess.run(command, check=True, capture_output=True)
+    wait_until(lambda: file.load().current == "" and file.load().trial is None, what="the first installation to be proven again")
+    assert versions_heard(launched)[-1] == __version__
+    assert upgrade(launched, tmp_path / f"covey-{NEXT}-py3-none-any.whl", "--no-restart").returncode == 0
+    assert (file.load().current, file.load().previous) == (NEXT, ""), "it was still there"
+
+
+def test_what_one_falls_back_to_is_not_replaced(staged: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = VersionsFile(tmp_path / "state")
+    file.change(lambda _: Versions(current="1.0", previous=NEXT))
+    shutil.copytree(staged, file.path(NEXT), symlinks=True)
+    wheel = build_wheel(tmp_path, NEXT, run="x = 1")
+    assert order(tmp_path / "state", wheel, digest_of_file(wheel)) == 3
+    assert "made from another file" in capsys.readouterr().err
+    assert order(tmp_path / "state", staged.parents[1], digest_of_file(staged.parents[1] / "SHA256SUMS")) == 0
+    assert file.load().current == NEXT
 
 
 @pytest.mark.parametrize(
