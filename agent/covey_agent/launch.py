@@ -97,7 +97,7 @@ class TrialRun:
             if trial is None:
                 return Next()
             if trial.starts > self._limits.max_starts:
-                return self._give_up(version, f"{self._limits.max_starts} starts were cut off before it had proven itself")
+                return self._give_up(version, f"{self._limits.max_starts} starts ended before it had proven itself")
             self._say(f"version {version} is on trial, start {trial.starts} of {self._limits.max_starts}")
             self._outer.tell(f"EXTEND_TIMEOUT_USEC={int((self._limits.start_s + 60) * 1e6)}\nWATCHDOG=1".encode())
             end = self._start(version, needs_connection=trial.was_connected)

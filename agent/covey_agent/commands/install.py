@@ -8,7 +8,16 @@ from pathlib import Path
 
 from covey_agent.commands.output import say, say_json
 from covey_agent.errors import StateError, UsageError
-from covey_agent.service.files import Done, account_commands, run_commands, service_files, start_commands, why_not_systemd, write_files
+from covey_agent.service.files import (
+    Done,
+    account_commands,
+    run_commands,
+    service_files,
+    start_commands,
+    systemctl_of,
+    why_not_systemd,
+    write_files,
+)
 from covey_agent.service.unit import Place
 from covey_agent.settings import find_state_dir
 
@@ -46,9 +55,8 @@ def run(options: argparse.Namespace) -> int:
     if has_failed(done):
         return StateError.exit_code
     if not options.json and not options.dry_run:
-        say(
-            f"next: covey-agent enroll --state-dir {place.state_dir} --token TOKEN, unless it is enrolled; then systemctl start covey-agent"
-        )
+        say(f"next, unless it is enrolled: covey-agent enroll --state-dir {place.state_dir} --token TOKEN")
+        say(f"then: {' '.join(systemctl_of(place))} start covey-agent")
     return 0
 
 

@@ -46,12 +46,17 @@ def render_unit(place: Place) -> str:
 
 def render_sysusers(place: Place) -> str:
     """The user, for systemd-sysusers."""
-    return f'# Written by covey-agent install.\nu {USER} - "Covey agent" {place.state_dir}\n'
+    return f'# Written by covey-agent install.\nu {USER} - "Covey agent" {_escape(place.state_dir)}\n'
 
 
 def render_tmpfiles(place: Place) -> str:
     """The state folder, for systemd-tmpfiles: it must be there before the first start, since a device is enrolled into it."""
-    return f'# Written by covey-agent install.\nd "{place.state_dir}" 0710 {USER} {USER}\n'
+    return f"# Written by covey-agent install.\nd {_escape(place.state_dir)} 0710 {USER} {USER}\n"
+
+
+def _escape(path: str) -> str:
+    """A path for sysusers.d and tmpfiles.d, where `%` means something."""
+    return '"' + path.replace("%", "%%").replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
 def _wx(*, trains: bool) -> str:

@@ -4,6 +4,7 @@ The commands are the real ones and die by real signals; the versions are small p
 is tried here is the switch. Real versions: tests/agent/integration/test_upgrade.py.
 """
 
+import errno
 import os
 import shutil
 import signal
@@ -17,7 +18,7 @@ import pytest
 from tests.fakes.agent_wheel import digest_of_file
 from tests.fakes.nats_broker import wait_until
 from tests.fakes.services import require
-from tests.faults.shim import Control, Mode, Point, compile_shim
+from tests.faults.shim import Control, Kind, Mode, Point, compile_shim
 
 from covey_agent.versions import Versions, begin_trial
 from covey_agent.versions_file import VersionsFile
@@ -177,6 +178,18 @@ def test_a_trial_that_is_killed_anywhere_comes_to_the_same_end(bench: Bench, bad
         assert bench.live() == (OLD if bad else NEW), f"{mode.name} {point}"
         assert (NEW in bench.file.load().failed) is bad
         assert bench.started().count(NEW) <= 4
+
+
+def test_a_full_disk_brings_the_old_version_and_then_the_trial_goes_on(bench: Bench) -> None:
+    """A start that cannot be counted is not made: on a version that takes the machine down it might be one of very many."""
+    control = bench.reset(trial=True)
+    control.arm(None, Mode.FAIL_FROM, error=errno.ENOSPC, kinds=Kind.WRITES | Kind.CREATES)
+    with bench.start(LAUNCH, "run") as launcher:
+        wait_until(lambda: bench.started() == [OLD], what="the old version to run")
+        launcher.send_signal(signal.SIGTERM)
+        launcher.wait(60)
+    assert bench.file.load().trial is not None
+    assert bench.live() == NEW
 
 
 def _points_of_trial(bench: Bench, control: Control) -> list[Point]:

@@ -60,5 +60,5 @@ def test_it_writes_to_its_own_folder_alone() -> None:
 
 
 def test_user_and_folder_are_described_for_systemd() -> None:
-    assert 'u covey-agent - "Covey agent" /var/lib/covey-agent\n' in render_sysusers(SERVICE)
+    assert 'u covey-agent - "Covey agent" "/var/lib/covey-agent"\n' in render_sysusers(SERVICE)
     assert 'd "/var/lib/covey-agent" 0710 covey-agent covey-agent\n' in render_tmpfiles(SERVICE)
