@@ -1,6 +1,7 @@
 """`covey-agent install`: make the agent a systemd service that starts with the machine. Again changes nothing."""
 
 import argparse
+import importlib.util
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -29,7 +30,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
     add_place_arguments(parser)
     parser.add_argument("--launcher", help=f"path of {LAUNCHER}; default: the one beside this program")
-    parser.add_argument("--trains", action="store_true", help="this participant trains: leaves out what torch cannot work under")
+    parser.add_argument(
+        "--trains",
+        action=argparse.BooleanOptionalAction,
+        default=bool(importlib.util.find_spec("opacus")),
+        help="this machine trains: leaves out what torch cannot work under; default: whether the extra `train` is installed",
+    )
     parser.add_argument("--start", action="store_true", help="start it now, too; otherwise with the next boot")
 
 

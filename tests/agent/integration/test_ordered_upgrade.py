@@ -27,7 +27,7 @@ def launched(tmp_path: Path) -> Iterator[Device]:
         daemon = Daemon(tmp_path / "state", environment=dict(QUICK), module="covey_agent.launch")
         daemon.start()
         try:
-            wait_until(lambda: server.heard.reported, what="the agent to report")
+            wait_until(lambda: server.heard.reported, what="the agent to report", timeout_s=90)
             yield Device(daemon, server, broker)
         finally:
             daemon.stop()
@@ -49,9 +49,9 @@ def test_a_signed_version_is_fetched_and_proven(launched: Device, tmp_path: Path
     digest = launched.server.publish_agent(build_wheel(tmp_path, NEXT))
     reply = order(launched, digest)
     assert (reply.outcome, reply.values) == (Outcome.DONE, {"version": NEXT}), reply.reason
-    wait_until(lambda: launched.server.heard.reported[-1].agent_version == NEXT, what="the new version to report", timeout_s=60)
+    wait_until(lambda: launched.server.heard.reported[-1].agent_version == NEXT, what="the new version to report", timeout_s=90)
     file = VersionsFile(launched.daemon.state_dir)
-    wait_until(lambda: file.load().trial is None, what="the version to be proven")
+    wait_until(lambda: file.load().trial is None, what="the version to be proven", timeout_s=90)
     assert file.load().current == NEXT
     assert order(launched, digest) == reply, "the same order again gets the same answer"
     assert not list((launched.daemon.state_dir / "fetch").glob("*.whl"))
@@ -71,7 +71,7 @@ def test_what_is_not_signed_or_not_allowed_is_refused(launched: Device, tmp_path
     heard = len(launched.server.heard.reported)
     launched.daemon.stop()
     launched.daemon.start()
-    wait_until(lambda: len(launched.server.heard.reported) > heard, what="the agent with other settings")
+    wait_until(lambda: len(launched.server.heard.reported) > heard, what="the agent with other settings", timeout_s=90)
     own = order(launched, digest, ident="upg-4")
     assert (own.outcome, "agent_upgrades" in own.reason) == (Outcome.REFUSED, True)
     assert VersionsFile(launched.daemon.state_dir).load().current == ""

@@ -80,7 +80,7 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
         places = sorted({str(path) for path in roots if path.is_dir()})
         systemd.add_unit(f"{UNIT}.d/test.conf", BESIDE.format(places=" ".join(places), watchdog=WATCHDOG_S))
         machine = Machine(systemd, server)
-        machine.agent("install", "--launcher", str(launcher))
+        machine.agent("install", "--no-trains", "--launcher", str(launcher))  # the strictest sandbox, whatever is installed here
         make_identity(machine.state_dir, broker, "cam-1")
         server.repository.enrol(machine.state_dir)
         owner = machine.state_dir.stat()
@@ -96,7 +96,7 @@ def test_it_serves_both_runtimes_from_within_the_sandbox(machine: Machine) -> No
     server = machine.server
     with Client(str(machine.state_dir / "run" / "infer.sock")) as client:
         assert client.infer(tame_images(1)[0]).version == 1
-    wait_until(lambda: server.heard.reported[-1].capabilities.runtimes, what="the probe's answer")
+    wait_until(lambda: server.heard.reported[-1].capabilities.runtimes, what="the probe's answer", timeout_s=90)
     assert {"onnxruntime", "litert"} <= set(server.heard.reported[-1].capabilities.runtimes), "tried, not only found"
     assert machine.systemd.show(UNIT, "StatusText") == "connected; slot A serves"
     agents = [pid for pid in descendants(machine.systemd.pid) if "covey_agent" in Path(f"/proc/{pid}/cmdline").read_text()]
@@ -105,6 +105,12 @@ def test_it_serves_both_runtimes_from_within_the_sandbox(machine: Machine) -> No
         status = dict(line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":\t" in line)
         assert (status["Seccomp"], status["NoNewPrivs"], int(status["CapEff"], 16), int(status["CapBnd"], 16)) == ("2", "1", 0, 0)
         assert status["Uid"].split()[0] == str(machine.state_dir.stat().st_uid) != "0"
+
+
+def test_no_memory_is_both_written_and_run(machine: Machine) -> None:
+    assert machine.systemd.show(UNIT, "MemoryDenyWriteExecute") == "yes"
+    for pid in [machine.pid, *descendants(machine.pid)]:
+        assert not [line for line in Path(f"/proc/{pid}/maps").read_text().splitlines() if line.split()[1].startswith("rwx")]
 
 
 def test_children_cannot_speak_for_the_service(machine: Machine) -> None:
@@ -129,8 +135,8 @@ def test_only_the_group_reaches_the_local_api_and_nobody_the_keys(machine: Machi
 def test_a_stuck_event_loop_is_ended_and_the_service_comes_back(machine: Machine) -> None:
     before, restarts = machine.pid, int(machine.systemd.show(UNIT, "NRestarts"))
     os.kill(before, signal.SIGSTOP)
-    wait_until(lambda: int(machine.systemd.show(UNIT, "NRestarts")) == restarts + 1, what="systemd to end it", timeout_s=60)
-    wait_until(lambda: machine.systemd.show(UNIT, "ActiveState") == "active", what="the service to be ready again", timeout_s=60)
+    wait_until(lambda: int(machine.systemd.show(UNIT, "NRestarts")) == restarts + 1, what="systemd to end it", timeout_s=90)
+    wait_until(lambda: machine.systemd.show(UNIT, "ActiveState") == "active", what="the service to be ready again", timeout_s=90)
     assert machine.pid != before
     with Client(str(machine.state_dir / "run" / "infer.sock"), timeout_s=30) as client:
         assert client.infer(tame_images(1)[0]).version == 1
@@ -154,17 +160,17 @@ def test_the_agent_upgrades_itself_from_within_the_sandbox_and_back(machine: Mac
     before = machine.pid
     good = order_upgrade(machine, build_wheel(tmp_path, "9.9.8"))
     assert good.outcome is Outcome.DONE, good.reason
-    wait_until(lambda: machine.server.heard.reported[-1].agent_version == "9.9.8", what="the new version to report", timeout_s=60)
+    wait_until(lambda: machine.server.heard.reported[-1].agent_version == "9.9.8", what="the new version to report", timeout_s=90)
     file = VersionsFile(machine.state_dir)
-    wait_until(lambda: file.load().trial is None, what="it to be proven", timeout_s=60)
+    wait_until(lambda: file.load().trial is None, what="it to be proven", timeout_s=90)
     assert (file.load().current, machine.pid) == ("9.9.8", before), "systemd sees one service that never ended"
     machine.systemd.run("systemctl", "restart", UNIT)  # the launcher is gone from now on
     assert "/agent/9.9.8/bin/python" in Path(f"/proc/{machine.pid}/cmdline").read_text()
 
     bad = order_upgrade(machine, build_wheel(tmp_path, "9.9.9", run=CRASHES))
     assert bad.outcome is Outcome.DONE, bad.reason
-    wait_until(lambda: file.load().failed.get("9.9.9"), what="the version to be given up", timeout_s=60)
-    wait_until(lambda: json.loads(machine.agent("status", "--json"))["connected"], what="the proven version to be back", timeout_s=60)
+    wait_until(lambda: file.load().failed.get("9.9.9"), what="the version to be given up", timeout_s=90)
+    wait_until(lambda: json.loads(machine.agent("status", "--json"))["connected"], what="the proven version to be back", timeout_s=90)
     assert json.loads(machine.agent("status", "--json"))["agent_version"] == "9.9.8"
     assert machine.systemd.show(UNIT, "ActiveState") == "active"
     with Client(str(machine.state_dir / "run" / "infer.sock"), timeout_s=30) as client:
@@ -190,7 +196,7 @@ def test_a_device_that_was_decommissioned_stays_down_without_a_failure(machine: 
     note.write_text('{"device": "cam-1", "command": "c", "at": 1, "wipe": false}')
     os.chown(note, machine.state_dir.stat().st_uid, machine.state_dir.stat().st_gid)
     machine.systemd.run("systemctl", "start", UNIT, check=False)
-    wait_until(lambda: machine.systemd.show(UNIT, "ActiveState") == "inactive", what="the service to stay down")
+    wait_until(lambda: machine.systemd.show(UNIT, "ActiveState") == "inactive", what="the service to stay down", timeout_s=90)
     assert (machine.systemd.show(UNIT, "ExecMainStatus"), machine.systemd.show(UNIT, "Result")) == ("8", "success")
 
 

@@ -46,7 +46,7 @@ def launched(tmp_path: Path) -> Iterator[Device]:
         daemon.start()
         device = Device(daemon, server, broker)
         try:
-            wait_until(lambda: device.server.heard.reported, what="the agent to report")
+            wait_until(lambda: device.server.heard.reported, what="the agent to report", timeout_s=90)
             yield device
         finally:
             daemon.stop(signal.SIGTERM)
@@ -94,8 +94,12 @@ def test_a_good_version_replaces_the_old_one_and_keeps_its_state(launched: Devic
     done = upgrade(launched, build_wheel(tmp_path, NEXT))
     assert done.returncode == 0, done.stderr
     file = VersionsFile(launched.daemon.state_dir)
-    wait_until(lambda: file.load().current == NEXT and file.load().trial is None, what=f"the version to be proven: {launched.daemon.log()}")
-    wait_until(lambda: versions_heard(launched)[-1] == NEXT, what="a report of the new version")
+    wait_until(
+        lambda: file.load().current == NEXT and file.load().trial is None,
+        what=f"the version to be proven: {launched.daemon.log()}",
+        timeout_s=90,
+    )
+    wait_until(lambda: versions_heard(launched)[-1] == NEXT, what="a report of the new version", timeout_s=90)
     report = launched.server.heard.reported[-1]
     assert report.serving
     assert report.desired_generation == 1
@@ -117,7 +121,9 @@ def test_a_good_version_replaces_the_old_one_and_keeps_its_state(launched: Devic
 
     command = [sys.executable, "-m", "covey_agent.cli", "upgrade", "--back", "--state-dir", str(launched.daemon.state_dir)]
     subprocess.run(command, check=True, capture_output=True)
-    wait_until(lambda: file.load().current == "" and file.load().trial is None, what="the first installation to be proven again")
+    wait_until(
+        lambda: file.load().current == "" and file.load().trial is None, what="the first installation to be proven again", timeout_s=90
+    )
     assert versions_heard(launched)[-1] == __version__
     assert upgrade(launched, tmp_path / f"covey-{NEXT}-py3-none-any.whl", "--no-restart").returncode == 0
     assert (file.load().current, file.load().previous) == (NEXT, ""), "it was still there"
@@ -146,12 +152,12 @@ def test_a_version_that_does_not_start_gives_way_to_the_old_one(
         launched.daemon.stop()
         launched.daemon.environment["COVEY_LAUNCH_START_S"] = "3"
         launched.daemon.start()
-        wait_until(lambda: len(boots(launched)) == 2, what="the agent with other limits")
+        wait_until(lambda: len(boots(launched)) == 2, what="the agent with other limits", timeout_s=90)
     before = boots(launched)
     put_on_trial(launched, staged, sabotage)
     file = VersionsFile(launched.daemon.state_dir)
-    wait_until(lambda: NEXT in file.load().failed, what=f"the version to be given up: {launched.daemon.log()}")
-    wait_until(lambda: len(boots(launched)) > len(before), what="the old version to report again")
+    wait_until(lambda: NEXT in file.load().failed, what=f"the version to be given up: {launched.daemon.log()}", timeout_s=90)
+    wait_until(lambda: len(boots(launched)) > len(before), what="the old version to report again", timeout_s=90)
     assert set(versions_heard(launched)) == {__version__}
     assert words in file.load().failed[NEXT]
     assert launched.daemon.log().count(f"version {NEXT} is on trial, start") == starts
@@ -160,7 +166,7 @@ def test_a_version_that_does_not_start_gives_way_to_the_old_one(
         readings = list(launched.server.heard.readings.values())
         return [one.values["detail"] for one in readings if one.kind == "alarm" and one.values["what"] == "agent-upgrade"]
 
-    wait_until(alarms, what="the server to be told")
+    wait_until(alarms, what="the server to be told", timeout_s=90)
     assert [words in str(detail) and NEXT in str(detail) for detail in alarms()] == [True]
     refused = upgrade(launched, build_wheel(tmp_path, NEXT))
     assert (refused.returncode, "failed here before" in refused.stderr) == (3, True)
@@ -180,9 +186,9 @@ def test_a_version_that_cannot_connect_any_more_gives_way(launched: Device, stag
     launched.daemon.environment["COVEY_LAUNCH_CONNECT_S"] = "2"
     launched.daemon.environment["COVEY_LAUNCH_MAX_STARTS"] = "1"
     launched.daemon.start()
-    wait_until(lambda: len(boots(launched)) == 2, what="the agent with other limits")
+    wait_until(lambda: len(boots(launched)) == 2, what="the agent with other limits", timeout_s=90)
     put_on_trial(launched, staged, cut_off)
-    wait_until(lambda: len(boots(launched)) == 3, what=f"the old version again: {launched.daemon.log()}")
+    wait_until(lambda: len(boots(launched)) == 3, what=f"the old version again: {launched.daemon.log()}", timeout_s=90)
     assert "did not connect within 2 s" in VersionsFile(launched.daemon.state_dir).load().failed[NEXT]
 
 
@@ -190,10 +196,10 @@ def test_a_stop_and_a_second_agent_say_nothing_about_a_version(launched: Device,
     launched.daemon.environment["COVEY_LAUNCH_SETTLE_S"] = "600"
     launched.daemon.stop()
     launched.daemon.start()
-    wait_until(lambda: len(boots(launched)) == 2, what="the agent with other limits")
+    wait_until(lambda: len(boots(launched)) == 2, what="the agent with other limits", timeout_s=90)
     put_on_trial(launched, staged)
     file = VersionsFile(launched.daemon.state_dir)
-    wait_until(lambda: versions_heard(launched)[-1] == NEXT, what="the version on trial")
+    wait_until(lambda: versions_heard(launched)[-1] == NEXT, what="the version on trial", timeout_s=90)
     state = str(launched.daemon.state_dir)
     second = subprocess.run([sys.executable, "-m", "covey_agent.launch", "run", "--state-dir", state], capture_output=True, check=False)
     assert second.returncode == 6
