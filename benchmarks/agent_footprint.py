@@ -1,10 +1,18 @@
-"""Memory and CPU of an agent, measured as Greengrass lite measures itself: PSS after a warm-up, over a window, several runs.
+"""Memory and CPU of an agent, measured as Greengrass lite measures itself: PSS after a warm-up, over a window, several runs, their spread.
 
     .venv/bin/python benchmarks/agent_footprint.py --runs 3 --warm-up 20 --window 20
 
-Starts a real server in a temporary folder, enrols one agent, and measures the agent's process once it is connected by mutual TLS with
-no model loaded. Beside it, in the same call, a bare Python process that holds the same MQTT connection with paho and does nothing else:
-the ratio says what Covey adds. Prints a table and, with --json, one JSON document.
+In each run, side by side and over the same window:
+
+| subject | what it is |
+|---|---|
+| idle agent | the real agent, connected to the real broker by mutual TLS, no model loaded |
+| agent serving ONNX, TFLite | the agent and its worker with a small model (31 kB), asked ten times a second; all processes |
+| bare Python + paho | a process that holds the same MQTT connection and does nothing else: what Python itself costs |
+| Flower SuperNode | stock `flower-supernode` with its children, connected to a stock SuperLink; the SuperLink is not counted |
+
+PSS shares what several Python processes have in common, so `alone` is what it would be without others on the machine: its private pages and
+all of its shared ones. Goals: idle at most 30 MB alone and 0.5 % of a core, serving at most 75 MB. Prints a table, or JSON with --json.
 """
 
 import argparse
@@ -14,57 +22,173 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from covey_server.demo.actors import Troupe, program
-from covey_server.demo.bring_up import bring_up
-from covey_server.demo.narrator import Narrator
-from covey_server.demo.stage import DemoOptions, Stage
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from tests.fakes.agent.daemon import Daemon, descendants, make_identity
+from tests.fakes.agent.fleet import FleetServer
+from tests.fakes.nats_broker import free_port, running_broker, wait_until
+from tests.fakes.poison import tame_images
+from tests.fakes.usage import cpu_s
 
+from covey_agent.client import Client
+from covey_contract.messages import DeploymentState
+from covey_contract.release import Runtime
+
+_SHIPPED = {"READINGS_SYSTEM_INTERVAL_S": 30, "READINGS_SEND_INTERVAL_S": 2, "READINGS_ACK_TIMEOUT_S": 20, "READINGS_INFER_INTERVAL_S": 5}
 _PEER = """
-import json, pathlib, ssl, sys, time
+import pathlib, ssl, sys
 import paho.mqtt.client as mqtt
 identity, port = pathlib.Path(sys.argv[1]), int(sys.argv[2])
-client = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2, client_id=sys.argv[3] + ":peer", protocol=mqtt.MQTTv311)
+client = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2, client_id="peer", protocol=mqtt.MQTTv311)
 context = ssl.create_default_context(cafile=str(identity / "ca.crt"))
 context.load_cert_chain(identity / "device.crt", identity / "device.key")
 client.tls_set_context(context)
-client.connect("127.0.0.1", port)
+client.connect("localhost", port)
 client.loop_forever()
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One process over one window."""
+    """One subject, all of its processes, over one window."""
 
     pss_kb: int
-    private_kb: int
+    alone_kb: int
     cpu_percent: float
+    processes: int
 
 
-def pss_of(pid: int) -> tuple[int, int]:
-    """(PSS, private) of one process in kB."""
-    fields = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/smaps_rollup").read_text("ascii").splitlines()[1:])
-    private = sum(int(fields[name].split()[0]) for name in ("Private_Clean", "Private_Dirty"))
-    return int(fields["Pss"].split()[0]), private
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """Something to measure, by the process at its root."""
+
+    name: str
+    pid: int
+
+    def pids(self) -> list[int]:
+        """It and everything below it."""
+        return descendants(self.pid)
 
 
-def cpu_seconds(pid: int) -> float:
-    """User and system time of one process so far."""
-    fields = Path(f"/proc/{pid}/stat").read_text("ascii").rsplit(")", 1)[1].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+def memory_kb(pid: int) -> tuple[int, int]:
+    """(PSS, RSS) of one process; RSS is what it would have if nobody shared anything with it."""
+    lines = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/smaps_rollup").read_text("ascii").splitlines()[1:])
+    return int(lines["Pss"].split()[0]), int(lines["Rss"].split()[0])
 
 
-def measure(pids: list[int], *, warm_up_s: float, window_s: float) -> list[Sample]:
-    """Each process over the same window, side by side."""
+def shared_once_kb(pids: list[int]) -> int:
+    """What a tree of processes would have if it were alone on the machine: its own pages, and each shared one counted once within the tree.
+
+    Pages that several of the tree's processes share cannot be told apart from outside, so the largest one's shared part stands for all.
+    """
+    private, shared = 0, 0
+    for pid in pids:
+        lines = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/smaps_rollup").read_text("ascii").splitlines()[1:])
+        own = sum(int(lines[name].split()[0]) for name in ("Private_Clean", "Private_Dirty"))
+        private += own
+        shared = max(shared, int(lines["Rss"].split()[0]) - own)
+    return private + shared
+
+
+def measure(subjects: list[Subject], *, warm_up_s: float, window_s: float) -> dict[str, Sample]:
+    """Every subject over the same window."""
     time.sleep(warm_up_s)
-    before = [cpu_seconds(pid) for pid in pids]
+    before = {subject.name: {pid: cpu_s(pid) for pid in subject.pids()} for subject in subjects}
     time.sleep(window_s)
-    after = [cpu_seconds(pid) for pid in pids]
-    return [Sample(*pss_of(pid), cpu_percent=100 * (end - start) / window_s) for pid, start, end in zip(pids, before, after, strict=True)]
+    samples = {}
+    for subject in subjects:
+        pids = subject.pids()
+        used = sum(cpu_s(pid) - before[subject.name].get(pid, 0.0) for pid in pids)
+        pss = sum(memory_kb(pid)[0] for pid in pids)
+        samples[subject.name] = Sample(pss, shared_once_kb(pids), 100 * used / window_s, len(pids))
+    return samples
+
+
+@contextmanager
+def connected_agent(folder: Path, runtime: Runtime | None) -> Iterator[Subject]:
+    """An agent with a server of its own; with a runtime, it serves a model of it, which is asked ten times a second."""
+    folder.mkdir()
+    with running_broker(folder / "server", devices=["cam-1"]) as broker, FleetServer(broker, "cam-1") as server:
+        make_identity(folder / "state", broker, "cam-1")
+        server.repository.enrol(folder / "state")
+        daemon = Daemon(folder / "state", {f"COVEY_AGENT_{name}": str(value) for name, value in _SHIPPED.items()})
+        daemon.start()
+        stop = threading.Event()
+        try:
+            wait_until(
+                lambda: daemon.status()["connected"] and not daemon.children(), what="a connection, and the probe's end", timeout_s=90
+            )
+            if runtime is not None:
+                server.wait_for(server.order(server.publish_release(1, runtime=runtime)), DeploymentState.COMMITTED)
+                socket = str(daemon.state_dir / "run" / "infer.sock")
+                threading.Thread(target=ask, args=(socket, stop), daemon=True).start()
+            yield Subject(f"agent serving {runtime.value}" if runtime else "idle agent", daemon.pid)
+        finally:
+            stop.set()
+            daemon.stop()
+
+
+def ask(socket: str, stop: threading.Event) -> None:
+    """An application."""
+    image = tame_images(1)[0]
+    with Client(socket, timeout_s=30) as client:
+        while not stop.wait(0.1):
+            client.infer(image)
+
+
+@contextmanager
+def bare_python(folder: Path) -> Iterator[Subject]:
+    """The same connection without an agent."""
+    folder.mkdir()
+    with running_broker(folder / "server", devices=["cam-1"]) as broker:
+        make_identity(folder / "state", broker, "cam-1")
+        with started([sys.executable, "-c", _PEER, str(folder / "state" / "identity"), str(broker.port)], folder) as pid:
+            yield Subject("bare Python + paho", pid)
+
+
+@contextmanager
+def flower_supernode(folder: Path) -> Iterator[Subject]:
+    """Stock Flower, without TLS, which only makes it lighter."""
+    folder.mkdir()
+    fleet, control, runtime, node = (free_port() for _ in range(4))
+    link = ["flower-superlink", "--insecure", "--fleet-api-address", f"127.0.0.1:{fleet}", "--control-api-address", f"127.0.0.1:{control}"]
+    with started([*tool(link), "--port", str(runtime)], folder):
+        time.sleep(8)
+        command = tool(["flower-supernode", "--insecure", "--superlink", f"127.0.0.1:{fleet}", "--port", str(node)])
+        with started(command, folder) as pid:
+            yield Subject("Flower SuperNode", pid)
+
+
+@contextmanager
+def started(command: list[str], folder: Path) -> Iterator[int]:
+    """A process and everything that it starts, for the length of a block."""
+    environment = os.environ | {"FLWR_HOME": str(folder), "FLWR_TELEMETRY_ENABLED": "0", "FLWR_UPDATE_CHECK": "0"}
+    # Flower starts its own commands by name.
+    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment.get('PATH', '')}"
+    with (folder / "log").open("ab") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+    try:
+        yield process.pid
+        if process.poll() is not None:
+            raise SystemExit(f"{command[0]} ended: {(folder / 'log').read_text()[-500:]}")
+    finally:
+        for pid in reversed(descendants(process.pid)):
+            try:
+                os.kill(pid, 9)
+            except ProcessLookupError:
+                continue
+        process.wait()
+
+
+def tool(command: list[str]) -> list[str]:
+    """A command of this environment."""
+    return [str(Path(sys.executable).with_name(command[0])), *command[1:]]
 
 
 def main() -> int:
@@ -75,52 +199,48 @@ def main() -> int:
     parser.add_argument("--window", type=float, default=20.0, help="seconds")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
-    agents: list[Sample] = []
-    peers: list[Sample] = []
-    with tempfile.TemporaryDirectory(prefix="covey-bench-") as folder:
-        options = DemoOptions(devices=1, partners=1, rounds=1, seed=1, work_dir=Path(folder), stay=False, report=None)
-        stage = Stage(options, Path(folder), Narrator(), Troupe(Path(folder) / "logs"))
-        try:
-            bring_up(stage)
-            state_dir = stage.state_dir("device-1")
-            token = stage.call().post("/invitations", {"device": "device-1"})["token"]
-            stage.troupe.call("enroll", [program("covey-agent"), "enroll", "--token", token, "--state-dir", str(state_dir)], timeout_s=60)
-            for _ in range(arguments.runs):
-                agent = stage.troupe.start("agent", [program("covey-agent"), "run", "--state-dir", str(state_dir)])
-                stage.wait("online", lambda: stage.call().get("/devices/device-1")["presence"] == "online", timeout_s=60)
-                argv = [sys.executable, "-c", _PEER, str(state_dir / "identity"), str(stage.broker_port), "device-1"]
-                peer = subprocess.Popen(argv)
-                both = measure([agent, peer.pid], warm_up_s=arguments.warm_up, window_s=arguments.window)
-                agents.append(both[0])
-                peers.append(both[1])
-                peer.kill()
-                peer.wait()
-                stage.troupe.stop("agent")
-        finally:
-            stage.troupe.stop_all()
-    _show(agents, peers, as_json=arguments.json)
+    samples: dict[str, list[Sample]] = {}
+    for _ in range(arguments.runs):
+        with tempfile.TemporaryDirectory(prefix="covey-bench-") as name, ExitStack() as stack:
+            folder = Path(name)
+            subjects = [
+                stack.enter_context(connected_agent(folder / "idle", None)),
+                stack.enter_context(connected_agent(folder / "onnx", Runtime.ONNXRUNTIME)),
+                stack.enter_context(connected_agent(folder / "tflite", Runtime.LITERT)),
+                stack.enter_context(bare_python(folder / "bare")),
+                stack.enter_context(flower_supernode(folder / "flower")),
+            ]
+            for subject, sample in measure(subjects, warm_up_s=arguments.warm_up, window_s=arguments.window).items():
+                samples.setdefault(subject, []).append(sample)
+    _show(samples, as_json=arguments.json)
     return 0
 
 
-def _show(agents: list[Sample], peers: list[Sample], *, as_json: bool) -> None:
-    rows = {"idle agent": agents, "bare Python + paho": peers}
-    result = {
-        name: {
-            "pss_mb": round(statistics.median(s.pss_kb for s in samples) / 1024, 2),
-            "pss_mb_min": round(min(s.pss_kb for s in samples) / 1024, 2),
-            "pss_mb_max": round(max(s.pss_kb for s in samples) / 1024, 2),
-            "private_mb": round(statistics.median(s.private_kb for s in samples) / 1024, 2),
-            "cpu_percent_of_a_core": round(statistics.median(s.cpu_percent for s in samples), 3),
-        }
-        for name, samples in rows.items()
-    }
-    ratio = round(result["idle agent"]["pss_mb"] / result["bare Python + paho"]["pss_mb"], 2)
+def _show(samples: dict[str, list[Sample]], *, as_json: bool) -> None:
+    result = {name: _summary(found) for name, found in samples.items()}
+    bare = result["bare Python + paho"]["pss_mb"]
     if as_json:
-        print(json.dumps({**result, "pss_ratio": ratio}, indent=2))
+        ratios = {name: round(figures["pss_mb"] / bare, 2) for name, figures in result.items()}
+        print(json.dumps({**result, "pss_ratio_to_bare": ratios}, indent=2))
         return
+    print(f"{'subject':<26} {'processes':>9} {'PSS MB':>8} {'min':>7} {'max':>7} {'CV %':>6} {'alone MB':>9} {'CPU %':>7} {'ratio':>6}")
     for name, figures in result.items():
-        print(f"{name:<20} " + "  ".join(f"{key} {value}" for key, value in figures.items()))
-    print(f"PSS ratio agent / bare process: {ratio}")
+        memory = f"{figures['pss_mb']:>8} {figures['pss_mb_min']:>7} {figures['pss_mb_max']:>7} {figures['cv_percent']:>6}"
+        rest = f"{figures['alone_mb']:>9} {figures['cpu_percent']:>7} {figures['pss_mb'] / bare:>6.2f}"
+        print(f"{name:<26} {figures['processes']:>9} {memory} {rest}")
+
+
+def _summary(samples: list[Sample]) -> dict[str, float]:
+    pss = [sample.pss_kb / 1024 for sample in samples]
+    return {
+        "processes": samples[-1].processes,
+        "pss_mb": round(statistics.median(pss), 2),
+        "pss_mb_min": round(min(pss), 2),
+        "pss_mb_max": round(max(pss), 2),
+        "cv_percent": round(100 * statistics.pstdev(pss) / statistics.mean(pss), 2),
+        "alone_mb": round(statistics.median(sample.alone_kb for sample in samples) / 1024, 2),
+        "cpu_percent": round(statistics.median(sample.cpu_percent for sample in samples), 3),
+    }
 
 
 if __name__ == "__main__":

@@ -96,7 +96,7 @@ def live(clock: FastClock, server: AckingServer, broker: RunningBroker, *, days:
         clock.run(times=1)
         assert server.peer is not None
         server.peer.messages.clear()
-        if clock.added_s() < end:
+        if stretch < end or options.reconnect_hours <= 24 * days:
             broker.process.stop()
             broker.process.start()
             wait_until(server.peer.client.is_connected, what="the server's own connection", timeout_s=120)

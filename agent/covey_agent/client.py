@@ -6,6 +6,8 @@
         result = client.infer(image)          # nested lists, or anything with .shape and .tobytes(), e.g. a numpy array
         print(result.label, result.confidence, result.slot)
         client.feedback("7", id=result.id)    # when the truth becomes known
+        for result in client.stream(batches): # many batches: the next ones are on their way while the model works
+            ...
 
 One client is one kept-alive connection, for one thread. While the agent changes models, a connection may end: a request that got no
 answer is sent again (inference changes nothing, so that is safe) until `timeout_s` is over.
@@ -20,13 +22,16 @@ import socket
 import sys
 import time
 from array import array
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
 from urllib.parse import urlsplit
 
+from covey_agent.ahead import Ahead
 from covey_agent.errors import CoveyAgentError
 
 _COMPACT = "application/x-covey-answer"  # a line of JSON with the outputs' shape, then the outputs as little-endian float32
@@ -109,11 +114,54 @@ class Client:
 
     def infer(self, inputs: "Tensor | Sequence[Any]") -> Result:
         """One sample or a batch of float32 in the model's own layout."""
-        shape, data = _to_tensor(inputs)
-        sizes = ",".join(map(str, shape))
-        head = f"Content-Type: application/octet-stream\r\nX-Covey-Shape: {sizes}\r\nAccept: {_COMPACT}\r\n"
-        answer = self._request("POST", "/v1/infer", head=head, body=data)
-        return Result(**{name: answer[name] for name in Result.__slots__})
+        head, data = _describe(inputs)
+        return _to_result(self._request("POST", "/v1/infer", head=head, body=data))
+
+    def stream(self, batches: "Iterable[Tensor | Sequence[Any]]", *, ahead: int = 2) -> Iterator[Result]:
+        """The answers to many samples or batches, in their order.
+
+        Up to `ahead` of them are under way at once, so that the model does not wait for this program; no more are taken from `batches`
+        than that, so memory is bounded however many there are. An error ends the stream at the batch that it is about. Uses a
+        connection of its own.
+        """
+        if ahead < 1:
+            raise ValueError(f"at least one batch must be under way, got {ahead}")
+        source = iter(batches)
+        waiting: deque[bytes] = deque()
+        connection: Ahead | None = None
+        sock: socket.socket | None = None
+        deadline, pause = time.monotonic() + self._timeout_s, 0.0
+        try:
+            while True:
+                fresh = [self._message("POST", "/v1/infer", *_describe(each)) for each in islice(source, ahead - len(waiting))]
+                waiting += fresh
+                if not waiting:
+                    return
+                try:
+                    if sock is None or connection is None:
+                        sock = _connect(self._address, timeout_s=max(deadline - time.monotonic(), 0.001))
+                        connection, fresh = Ahead(sock), list(waiting)  # what got no answer is sent again
+                    for message in fresh:
+                        connection.send(message)
+                    status, headers, body = connection.receive(deadline)
+                except OSError as exc:
+                    if sock is not None:
+                        sock.close()
+                    sock = connection = None
+                    if time.monotonic() + pause >= deadline:
+                        raise UnavailableError(f"no answer from {self._address} within {self._timeout_s:.1f} s: {exc}") from exc
+                    time.sleep(pause * random.uniform(0.5, 1.0))
+                    pause = min(max(pause * 2, _FIRST_PAUSE_S), _MOST_PAUSE_S)
+                    continue
+                waiting.popleft()
+                deadline, pause = time.monotonic() + self._timeout_s, 0.0
+                if headers.get("connection", "").lower() == "close":
+                    sock.close()
+                    sock = connection = None
+                yield _to_result(_read_answer(status, headers, body))
+        finally:
+            if sock is not None:
+                sock.close()
 
     def model(self) -> dict[str, Any]:
         """What is served: model, version, variant, labels, shapes."""
@@ -131,8 +179,7 @@ class Client:
         return self._request("POST", "/v1/feedback", head="Content-Type: application/json\r\n", body=json.dumps(said).encode())
 
     def _request(self, method: str, path: str, *, head: str = "", body: bytes = b"") -> dict[str, Any]:
-        length = f"Content-Length: {len(body)}\r\n" if method == "POST" else ""
-        message = f"{method} {path} HTTP/1.1\r\n{self._head}{head}{length}\r\n".encode() + body
+        message = self._message(method, path, head, body)
         deadline = time.monotonic() + self._timeout_s
         pause = 0.0
         while True:
@@ -148,6 +195,10 @@ class Client:
                 pause = min(max(pause * 2, _FIRST_PAUSE_S), _MOST_PAUSE_S)
         return _read_answer(status, headers, answer)
 
+    def _message(self, method: str, path: str, head: str, body: bytes) -> bytes:
+        length = f"Content-Length: {len(body)}\r\n" if method == "POST" else ""
+        return f"{method} {path} HTTP/1.1\r\n{self._head}{head}{length}\r\n".encode() + body
+
     def _exchange(self, message: bytes, deadline: float) -> tuple[int, dict[str, str], bytes]:
         if self._sock is None:
             self._sock = _connect(self._address, timeout_s=max(deadline - time.monotonic(), 0.001))
@@ -157,6 +208,17 @@ class Client:
         if headers.get("connection", "").lower() == "close":
             self.close()
         return status, headers, answer
+
+
+def _describe(inputs: "Tensor | Sequence[Any]") -> tuple[str, bytes]:
+    """Headers and body of a raw tensor."""
+    shape, data = _to_tensor(inputs)
+    sizes = ",".join(map(str, shape))
+    return f"Content-Type: application/octet-stream\r\nX-Covey-Shape: {sizes}\r\nAccept: {_COMPACT}\r\n", data
+
+
+def _to_result(answer: dict[str, Any]) -> Result:
+    return Result(**{name: answer[name] for name in Result.__slots__})
 
 
 def _connect(address: str, *, timeout_s: float) -> socket.socket:

@@ -103,7 +103,7 @@ class Staged(Struct, frozen=True, tag="staged"):
 
 
 class DeployRefused(Struct, frozen=True, tag="deploy_refused"):
-    """The order must not be carried out (signature, hash, version, no variant fits, quarantined, no room): final."""
+    """The order must not be carried out (signature, hash, version, no variant fits, quarantined): final."""
 
     reason: str
     artifact: str = ""

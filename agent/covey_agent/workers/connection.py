@@ -34,7 +34,7 @@ class LinkSettings:
 
     metadata: PatienceSettings = field(default_factory=PatienceSettings)
     # A 64 KiB chunk holds a 128 kbit/s link for 4 s: asking again before that would ask for the whole group twice.
-    chunks: PatienceSettings = field(default_factory=lambda: PatienceSettings(first_wait_s=8.0, least_wait_s=1.0))
+    chunks: PatienceSettings = field(default_factory=lambda: PatienceSettings(first_wait_s=8.0, least_wait_s=2.0))
     connect: PatienceSettings = field(default_factory=lambda: PatienceSettings(first_wait_s=0.5, patience_s=60.0))
     connect_timeout_s: float = 10.0
     keepalive_s: int = 60

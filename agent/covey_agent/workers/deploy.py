@@ -77,7 +77,9 @@ def deploy(job: DeployJob, link: BulkLink, lines: Lines) -> Staged:
                 rules=job.link,
                 window=ChunkWindow.after(link.round_trip_s),
             )
-            stage_slot(slot_dir, manifest, slot=slot, variant=variant, data=fetch.obtain(variant))
+            data = fetch.obtain(variant)
+            link.leave()
+            stage_slot(slot_dir, manifest, slot=slot, variant=variant, data=data)
         how = fetch.how + (f", by {' and '.join(sorted(suppliers.used))}" if suppliers.used else "")
     # Here and not only after staging: an earlier run of this job may have been killed just after it.
     clear_leftovers(slot_dir)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from covey_agent.core.jobs import FetchProgress, LinkRules
 from covey_agent.workers.bspatch import apply_patch
-from covey_agent.workers.errors import NetworkError, RefusedError, UntrustedError
+from covey_agent.workers.errors import NetworkError, StorageError, UntrustedError
 from covey_agent.workers.link import ChunkSource
 from covey_agent.workers.metered import check_link
 from covey_agent.workers.offers import DeltaOffers
@@ -74,7 +74,7 @@ class Fetch:
         return self._received
 
     def obtain(self, variant: Variant) -> Path:
-        """Return the path of the whole artifact. Raises NetworkError, RefusedError, UntrustedError or OSError."""
+        """Return the path of the whole artifact. Raises NetworkError, StorageError (no room), UntrustedError or OSError."""
         self._place.folder.mkdir(parents=True, exist_ok=True)
         forget_other_artifacts(self._place.folder, keep=variant.artifact)
         self._admit(variant)
@@ -150,7 +150,7 @@ class Fetch:
         needed = max(variant.length - held, 0) + self._place.reserve_bytes
         free = self._free()
         if free < needed:
-            raise RefusedError(
+            raise StorageError(  # may be tried again: somebody makes room, and the order still stands
                 f"no room: {variant.name} needs {variant.length} bytes and {self._place.reserve_bytes} must stay free, {free} are free"
             )
 

@@ -7,7 +7,8 @@
 
 Rules:
 - It is a second connection (with a client id of its own), so that 64 KiB chunks never stand in front of a command.
-- The window is small: one file part, or one group of chunks, is under way at a time, on exact topics.
+- The window is small: one file part, or one group of chunks, is under way at a time, on exact topics; who asks for the next group, or says
+  `leave`, hears no more of the one before.
 - Everything is QoS 0. A question is repeated until it is answered (`patience.py`), so a broker that writes each chunk to its own
   disk first would add cost and no safety.
 - There is no thread: the network loop runs while the caller waits. What the caller does not read stays in the kernel and slows
@@ -61,6 +62,7 @@ class BulkLink:
         self._device = parse_device_id(broker.device)
         self._part_patience = self._connection.new_patience(self._settings.metadata)
         self._chunk_patience = self._connection.new_patience(self._settings.chunks)
+        self._listening = ""  # the group's topic that is subscribed to
 
     def __enter__(self) -> Self:
         return self
@@ -91,21 +93,27 @@ class BulkLink:
     def chunks(self, digest: Digest, *, group: int, missing: Callable[[], int]) -> Iterator[Chunk]:
         """Ask for the missing chunks of a group until none is. Yields whatever comes on the group's topic, right or wrong."""
         topic = chunk_topic(digest, group)
+        if self._listening != topic:
+            self.leave()
+            self._listening = topic
         asking = self._ask(
             lambda: WantChunks(digest=digest, group=group, missing=missing()),
             topic,
             patience=self._chunk_patience,
             what=f"chunks of {digest[:12]}, group {group}",
         )
-        try:
-            while lacking := missing():
-                chunk = _parse(asking.next(), Chunk)
-                if chunk is not None:
-                    yield chunk
-                    if missing() != lacking:
-                        asking.progressed()
-        finally:
-            self._connection.unsubscribe(topic)
+        while lacking := missing():
+            chunk = _parse(asking.next(), Chunk)
+            if chunk is not None:
+                yield chunk
+                if missing() != lacking:
+                    asking.progressed()
+
+    def leave(self) -> None:
+        """Hear no more chunks. Until then a group that is asked for piece by piece is subscribed to once: each time is a round trip."""
+        if self._listening:
+            self._connection.unsubscribe(self._listening)
+            self._listening = ""
 
     def _ask(self, question: Callable[[], Want], topic: str, *, patience: Patience, what: str) -> "_Asking":
         want_topic = device_topic(self._device, Channel.WANT)

@@ -258,7 +258,8 @@ class Server:
             response = problem.to_response()
         except MemoryError:  # this request finds none; others may, and the thread must say so rather than die
             response = HttpProblemError(503, "there is no memory for this request", headers=(("Retry-After", "1"),)).to_response()
-        close = close or (self._paused and not session.is_movable)
+        # What was sent ahead and is read already cannot move with the connection; the client sends it again to whoever serves then.
+        close = close or (self._paused and (not session.is_movable or wire.has_begun))
         wire.send(response, close=close)
         if close:
             wire.linger()

@@ -1,12 +1,19 @@
 """From a signed order to a serving model and back, with nothing faked on the device: real daemon, real children, real runtime, broker."""
 
+import os
 import signal
+import subprocess
 import threading
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from tests.agent.integration.device import Device
-from tests.fakes.nats_broker import wait_until
+from tests.fakes.agent.daemon import Daemon, make_identity
+from tests.fakes.agent.fleet import FleetServer
+from tests.fakes.nats_broker import running_broker, wait_until
 from tests.fakes.poison import ALWAYS, INK, Behaviour, tame_images, wild_images
+from tests.fakes.services import require
 from tests.fakes.tuf_repository import Director
 
 from covey_agent.client import Client
@@ -134,3 +141,41 @@ def test_every_step_of_the_history_arrives_as_a_reading(device: Device) -> None:
 
     expected = ["fetching", "verifying", "staged", "activating", "probation", "committed"]
     wait_until(lambda: states() == expected, what=f"the whole history, got {states()}")
+
+
+@pytest.fixture
+def small_device(tmp_path: Path) -> Iterator[Device]:
+    """A device whose state lies on a file system of its own with 24 MiB."""
+    require(os.geteuid() == 0, "root, to mount a file system")
+    small = tmp_path / "small"
+    small.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(small)], check=True)
+    try:
+        with running_broker(tmp_path / "server", devices=["cam-1"]) as broker, FleetServer(broker, "cam-1") as server:
+            make_identity(small / "state", broker, "cam-1")
+            server.repository.enrol(small / "state")
+            daemon = Daemon(small / "state", {"COVEY_AGENT_DEPLOY_RESERVE_MB": "16"})
+            daemon.start()
+            yield Device(daemon, server, broker)
+            daemon.stop(signal.SIGKILL)
+    finally:
+        subprocess.run(["umount", "-l", str(small)], check=True)
+
+
+def test_a_device_without_room_says_so_and_goes_on_by_itself_when_there_is(small_device: Device) -> None:
+    device = small_device
+    filler = device.daemon.state_dir.parent / "somebody elses file"
+    filler.write_bytes(bytes(12 * 2**20))
+    deployment = device.server.order(device.server.publish_release(1))
+
+    def is_told() -> bool:
+        reports = [report.deployment for report in device.server.heard.reported if report.deployment]
+        return any(report.deployment == deployment and report.state is S.FETCHING and "no room" in report.reason for report in reports)
+
+    wait_until(is_told, what="a report that says what lacks", timeout_s=60)
+    assert device.server.sent == []
+    filler.unlink()
+    report = device.server.wait_for(deployment, S.COMMITTED, timeout_s=90)
+    assert report.deployment is not None
+    assert report.deployment.reason == ""
+    assert report.quarantine == []

@@ -205,8 +205,11 @@ def test_what_is_quarantined_is_refused_and_named(fleet: Fleet) -> None:
         assert refusal.artifact == digest
 
 
-def test_no_room_and_no_runtime_are_refusals(fleet: Fleet) -> None:
-    assert "no room" in fleet.refusal(reserve_bytes=1 << 46).reason
+def test_no_room_may_be_tried_again_and_no_runtime_is_a_refusal(fleet: Fleet) -> None:
+    failed = fleet.deploy(reserve_bytes=1 << 46)[-1]
+    assert isinstance(failed, DeployFailed)
+    assert "no room" in failed.reason
+    assert fleet.server.sent == []
     assert "no variant fits" in fleet.refusal(capabilities=Capabilities()).reason
 
 

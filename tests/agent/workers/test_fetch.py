@@ -11,7 +11,7 @@ from tests.fakes.chunk_server import ChunkServer
 from tests.fakes.tiny_releases import make_variant
 
 from covey_agent.core.jobs import FetchProgress
-from covey_agent.workers.errors import NetworkError, RefusedError, UntrustedError
+from covey_agent.workers.errors import NetworkError, StorageError, UntrustedError
 from covey_agent.workers.fetch import Fetch, FetchPlace
 from covey_agent.workers.offers import DeltaOffers
 from covey_agent.workers.pace import ChunkWindow
@@ -125,9 +125,9 @@ def test_a_length_that_does_not_fit_the_chunk_list_is_refused(tmp_path: Path, le
         fetch(tmp_path, ChunkServer(DATA)).obtain(msgspec.structs.replace(VARIANT, length=length))
 
 
-def test_no_room_is_a_refusal_before_anything_is_asked(tmp_path: Path) -> None:
+def test_no_room_is_told_before_anything_is_asked_and_may_be_tried_again(tmp_path: Path) -> None:
     server = ChunkServer(DATA)
-    with pytest.raises(RefusedError, match="no room"):
+    with pytest.raises(StorageError, match="no room"):
         fetch(tmp_path, server, reserve=1 << 60).obtain(VARIANT)
     assert server.asked == []
 

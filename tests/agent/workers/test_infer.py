@@ -270,3 +270,70 @@ def test_the_client_from_a_shell(place: Place, tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
     assert done.returncode == 1
     assert "expected float32[2]" in done.stderr
+
+
+# -- streaming ---------------------------------------------------------------------------------------------------------
+
+
+def numbered(count: int, size: int) -> Iterator[np.ndarray[Any, Any]]:
+    """Batches whose answers tell which they are to."""
+    for number in range(count):
+        yield np.full((size, 2), number, np.float32)
+
+
+def test_a_stream_of_batches_is_answered_in_order_and_takes_no_more_than_it_may(place: Place) -> None:
+    place.start(place.slot("A"))
+    taken = 0
+
+    def source() -> Iterator[np.ndarray[Any, Any]]:
+        nonlocal taken
+        for batch in numbered(50, 3):
+            taken += 1
+            yield batch
+
+    seen = []
+    for result in place.client().stream(source(), ahead=4):
+        seen.append(result.outputs[2][0])
+        assert taken <= len(seen) + 4
+    assert seen == [float(number) for number in range(50)]
+    assert list(place.client().stream([])) == []
+    with pytest.raises(ValueError, match="at least one"):
+        next(place.client().stream([], ahead=0))
+
+
+def test_batches_larger_than_every_buffer_flow_both_ways_at_once(place: Place) -> None:
+    place.start(place.slot("A"))
+    results = list(place.client().stream(numbered(12, 4096), ahead=8))
+    assert [result.outputs[4095][1] for result in results] == [float(number) for number in range(12)]
+
+
+def test_an_error_ends_a_stream_at_its_batch(place: Place) -> None:
+    place.start(place.slot("A"))
+    stream = place.client().stream([np.zeros((1, 2), np.float32), np.zeros((1, 3), np.float32), np.zeros((1, 2), np.float32)])
+    assert next(stream).label == ["no"]
+    with pytest.raises(RequestError) as wrong:
+        next(stream)
+    assert wrong.value.problem["got"] == {"shape": [1, 3], "dtype": "float32"}
+    assert list(stream) == []
+
+
+def test_a_stream_goes_on_through_a_change_of_models_and_a_crash(place: Place) -> None:
+    old, new = place.start(place.slot("A", version=1)), place.start(place.slot("B", version=2), paused=True)
+    stream = place.client(timeout_s=30).stream(numbered(300, 16), ahead=3)
+    seen = [(next(stream).version, number) for number in range(100)]
+    new.order(Resume())
+    old.order(Pause())
+    results = [next(stream) for _ in range(100)]
+    assert results[-1].version == 2
+    third = place.start(place.slot("C", version=3))
+    new.process.send_signal(signal.SIGKILL)
+    results += list(stream)
+    assert results[-1].version == 3
+    assert [result.outputs[0][0] for result in results] == [float(number) for number in range(100, 300)]
+    assert len(seen) == 100
+    drained(third)
+
+
+def test_nobody_answers_a_stream_in_vain(place: Place) -> None:
+    with pytest.raises(UnavailableError):
+        list(place.client(timeout_s=0.3).stream(numbered(1, 1)))

@@ -41,13 +41,20 @@ class FleetServer(WantsServer):
         repository.publish()
         super().__init__(broker, repository, {})
 
-    def publish_release(self, version: int, behaviour: Behaviour = Behaviour.CRASH, *, ink: float = HEALTHY_INK) -> ReleaseRef:
-        """A release of one ONNX artifact, healthy unless told otherwise."""
-        data = poison_file(behaviour, Runtime.ONNXRUNTIME, ink=ink)
+    def publish_release(
+        self,
+        version: int,
+        behaviour: Behaviour = Behaviour.CRASH,
+        *,
+        ink: float = HEALTHY_INK,
+        runtime: Runtime = Runtime.ONNXRUNTIME,
+    ) -> ReleaseRef:
+        """A release of one artifact, healthy unless told otherwise."""
+        data = poison_file(behaviour, runtime, ink=ink)
         images = tame_images(4)
         labels = [str(digit) for digit in range(10)]
         outputs = claimed_outputs(behaviour, images)
-        variant = poison_variant(data, Runtime.ONNXRUNTIME)
+        variant = poison_variant(data, runtime)
         manifest = encode(make_release([variant], inputs=images, outputs=outputs, model="digits", version=version, labels=labels))
         self.artifacts[digest_of(data)] = data
         self.repository.add_target(f"releases/digits/{version}.json", manifest)
