@@ -12,6 +12,7 @@ from pathlib import Path
 from covey_agent.core.jobs import Rejected, UpgradeJob, UpgradeStaged, VerifyFailed
 from covey_agent.errors import StateError, UsageError
 from covey_agent.service.switch import switch_version
+from covey_agent.versions import FOLDER
 from covey_agent.workers.errors import NetworkError, RefusedError, StorageError, UntrustedError
 from covey_agent.workers.lines import Lines
 from covey_agent.workers.link import BulkLink
@@ -45,8 +46,8 @@ def upgrade(job: UpgradeJob) -> str:
         if not isinstance(order, UpgradeAgent):
             raise RefusedError(f"expected an order to upgrade, got {type(order).__name__}")
         wheel = trusted.fetch_agent(order.version, order.digest)
-    path = state_dir / "fetch" / agent_wheel(order.version)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path = state_dir / FOLDER / agent_wheel(order.version)  # not in `fetch`, which a deploy child tidies
+    path.parent.mkdir(mode=0o700, exist_ok=True)
     try:
         path.write_bytes(wheel)
         return switch_version(path, order.digest, state_dir, again=order.again, was_connected=True)
