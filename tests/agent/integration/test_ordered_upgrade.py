@@ -54,7 +54,7 @@ def test_a_signed_version_is_fetched_and_proven(launched: Device, tmp_path: Path
     wait_until(lambda: file.load().trial is None, what="the version to be proven", timeout_s=90)
     assert file.load().current == NEXT
     assert order(launched, digest) == reply, "the same order again gets the same answer"
-    assert not list(launched.daemon.state_dir.rglob("*.whl"))
+    assert not list(file.folder.glob("*.whl"))
 
 
 def test_what_is_not_signed_or_not_allowed_is_refused(launched: Device, tmp_path: Path) -> None:
