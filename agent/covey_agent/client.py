@@ -144,6 +144,7 @@ class Client:
                     for message in fresh:
                         connection.send(message)
                     status, headers, body = connection.receive(deadline)
+                    _check_it_arrived(status)
                 except OSError as exc:
                     if sock is not None:
                         sock.close()
@@ -205,6 +206,7 @@ class Client:
         self._sock.settimeout(max(deadline - time.monotonic(), 0.001))
         self._sock.sendall(message)
         status, headers, answer = _receive(self._sock)
+        _check_it_arrived(status)
         if headers.get("connection", "").lower() == "close":
             self.close()
         return status, headers, answer
@@ -215,6 +217,12 @@ def _describe(inputs: "Tensor | Sequence[Any]") -> tuple[str, bytes]:
     shape, data = _to_tensor(inputs)
     sizes = ",".join(map(str, shape))
     return f"Content-Type: application/octet-stream\r\nX-Covey-Shape: {sizes}\r\nAccept: {_COMPACT}\r\n", data
+
+
+def _check_it_arrived(status: int) -> None:
+    """408 means the same as a connection that ended: this program was held up in the middle of a request, which it may send again."""
+    if status == 408:
+        raise ConnectionError("the request took too long to arrive")
 
 
 def _to_result(answer: dict[str, Any]) -> Result:

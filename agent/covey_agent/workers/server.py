@@ -1,7 +1,8 @@
 """Accept connections on sockets that the agent owns, and hand them over to another worker without dropping a request.
 
 - One thread accepts; each connection has a thread, so that a request goes from socket to model to socket without a switch. There
-  are at most `max_connections`; at the limit, the one idle for longest is closed, and who is not accepted waits in the kernel.
+  are at most `max_connections`. At the limit, the one idle for longest is closed, else the one whose peer has kept its thread waiting
+  for longest, with its request or by not taking its answer. Who is not accepted waits in the kernel.
 - Pause: stop accepting; finish what is under way; hand every connection that is idle then to the worker that accepts (handover.py). The
   application's connection lives on, and a request that it sends meanwhile is read by the other worker, so none can be lost.
 - Without a hand-over, or when its queue is full: whatever is asked on open connections is answered with `Connection: close`, and
@@ -28,6 +29,7 @@ Handler = Callable[[Request, Callable[[], bytearray]], Response]
 Source = Callable[[], tuple[socket.socket, int] | None]  # a connection and the number of its listener; None: another worker was faster
 logger = logging.getLogger(__name__)
 _STACK_BYTES = 1024 * 1024
+_LOOK_MS = 250.0  # at the limit, for peers that have become too slow
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +48,7 @@ class ServerSettings:
     io_timeout_s: float = 10.0  # one read or write
     idle_s: float = 60.0  # between requests of one connection
     grace_s: float = 0.5  # after Pause, before idle connections are closed
+    slow_s: float = 2.0  # how long a peer may keep a thread waiting while others wait for a connection
 
 
 class Server:
@@ -122,16 +125,16 @@ class Server:
         somebody_waits = False  # at the limit, and a connection is waiting in the kernel
         while not self._closed:
             has_room = self._has_room()
-            somebody_waits = somebody_waits and not has_room
+            somebody_waits = somebody_waits and not has_room and not self._paused
             if somebody_waits:
-                self._end_longest_idle()  # the same one again, as long as it has not gone
+                self._make_room()
             poll = select.poll()
             poll.register(self._wake_out, select.POLLIN)
             # At the limit one look at the listeners is enough: they would stay readable, and polling them would spin.
             watched = {} if self._paused or somebody_waits else self._sources()
             for descriptor in watched:
                 poll.register(descriptor, select.POLLIN)
-            for descriptor, _ in poll.poll(self._end_after_grace()):
+            for descriptor, _ in poll.poll(_LOOK_MS if somebody_waits else self._end_after_grace()):
                 if descriptor not in watched:
                     self._wake_out.recv(4096)
                 elif has_room:
@@ -188,23 +191,34 @@ class Server:
         self._end_idle(lambda session: not session.is_movable)
         return None
 
-    def _end_longest_idle(self) -> None:
-        self._end_idle(lambda _: True, most=1)
+    def _make_room(self) -> None:
+        """End the longest idle connection (the same one again, as long as it has not gone), or else the slowest peer's."""
+        if not self._end_idle(lambda _: True, most=1):
+            self._end_slow(most=1)
 
-    def _end_idle(self, which: "Callable[[_Session], bool]", *, most: int | None = None) -> None:
-        """The longest idle first. Under the lock, since one that moves on just now is no longer ours to end."""
+    def _end_slow(self, *, most: int | None = None) -> None:
+        """Peers that have kept their thread waiting for too long, the slowest first."""
+        since = time.monotonic() - self._settings.slow_s
+        with self._changed:
+            waited = [(session.waits_since, id(session), session) for session in self._sessions if session.waits_since is not None]
+            for waits_since, _, session in sorted(waited)[:most]:
+                if waits_since < since:
+                    session.end_slow()
+
+    def _end_idle(self, which: "Callable[[_Session], bool]", *, most: int | None = None) -> int:
+        """The longest idle first; return how many. Under the lock, since one that moves on just now is no longer ours to end."""
         with self._changed:
             idle = [(session.idle_since, id(session), session) for session in self._sessions if session.idle_since is not None]
-            for _, _, session in sorted(idle)[:most]:
-                if which(session):
-                    session.end()
+            ended = [session for _, _, session in sorted(idle)[:most] if which(session)]
+            for session in ended:
+                session.end()
+        return len(ended)
 
     def _serve(self, session: "_Session") -> None:
-        wire = Wire(session.sock)
         token = self._listeners[session.listener].token
         try:
-            while self._wait(session, wire) and self._answer(session, wire, token):
-                session.idle_since = time.monotonic()
+            while self._wait(session) and self._answer(session, token):
+                session.idle_since, session.waits_since = time.monotonic(), None
                 if self._paused or self._is_full():
                     self._wake()
         except (OSError, ValueError) as exc:  # the peer's doing: gone, or too slow
@@ -221,9 +235,9 @@ class Server:
     def _is_full(self) -> bool:
         return len(self._sessions) >= self._settings.max_connections
 
-    def _wait(self, session: "_Session", wire: Wire) -> bool:
+    def _wait(self, session: "_Session") -> bool:
         """Until a request begins; False if there will be none here: the peer has left, was idle for too long, or moves on."""
-        while not wire.has_begun:
+        while not session.wire.has_begun:
             if self._paused and session.is_movable and self._hand_over(session):
                 return False
             woken = session.wait(self._settings.idle_s)
@@ -231,9 +245,9 @@ class Server:
                 return False
             if session.sock.fileno() in woken and not (self._paused and session.is_movable):
                 break
-        begun = wire.wait()
+        begun = session.wire.wait()
         if begun:
-            session.idle_since = None
+            session.begin_to_read()
         return begun
 
     def _hand_over(self, session: "_Session") -> bool:
@@ -246,20 +260,26 @@ class Server:
         session.idle_since = idle_since
         return False
 
-    def _answer(self, session: "_Session", wire: Wire, token: str) -> bool:
+    def _answer(self, session: "_Session", token: str) -> bool:
         """Answer one request; return whether the connection stays open."""
-        close = True
+        wire, close = session.wire, True
         try:
             request = wire.read_head()
             _authorize(request, token)
-            response = self._handle(request, lambda: wire.read_body(request))
+            response = self._handle(request, lambda: session.read_body(request))
             close = response.close or not request.keep_alive
         except HttpProblemError as problem:
             response = problem.to_response()
+        except TimeoutError as exc:
+            logger.debug("a request did not arrive: %s", exc)
+            response = HttpProblemError(408, "the request takes too long to arrive").to_response()
         except MemoryError:  # this request finds none; others may, and the thread must say so rather than die
             response = HttpProblemError(503, "there is no memory for this request", headers=(("Retry-After", "1"),)).to_response()
         # What was sent ahead and is read already cannot move with the connection; the client sends it again to whoever serves then.
         close = close or (self._paused and (not session.is_movable or wire.has_begun))
+        if response.status == 503:  # there is no room for this request, but there may be for its repetition
+            self._end_slow()
+        session.begin_to_send()
         wire.send(response, close=close)
         if close:
             wire.linger()
@@ -283,8 +303,11 @@ class _Session:
     def __init__(self, sock: socket.socket, listener: int, *, pause_fd: int) -> None:
         """`pause_fd` becomes readable when the connection is to move on; -1: it never is."""
         self.sock = sock
+        self.wire = Wire(sock)
         self.listener = listener
         self.idle_since: float | None = time.monotonic()  # None while a request is under way
+        self.waits_since: float | None = None  # while a request is under way and its peer's turn, to send or to receive
+        self._sends = False
         self._pause_fd = pause_fd
         self._poll = select.poll()
         self._poll.register(sock, select.POLLIN)
@@ -304,6 +327,26 @@ class _Session:
     def wait(self, timeout_s: float) -> list[int]:
         """The descriptors that woke it; none if nothing happened for so long."""
         return [descriptor for descriptor, _ in self._poll.poll(timeout_s * 1000)]
+
+    def begin_to_read(self) -> None:
+        """A request begins, and we wait for the peer to send the rest of it."""
+        self.idle_since, self.waits_since, self._sends = None, time.monotonic(), False
+
+    def read_body(self, request: Request) -> bytearray:
+        """The rest of a request; from now on the peer waits for us."""
+        body = self.wire.read_body(request)
+        self.waits_since = None
+        return body
+
+    def begin_to_send(self) -> None:
+        """From now on we wait for the peer to take its answer."""
+        self.waits_since, self._sends = time.monotonic(), True
+
+    def end_slow(self) -> None:
+        """Wake its thread out of reading a request, which it answers with 408, or out of sending an answer that nobody takes."""
+        self.wire.hurry()
+        with suppress(OSError):
+            self.sock.shutdown(socket.SHUT_RDWR if self._sends else socket.SHUT_RD)
 
     def end(self) -> None:
         """Wake its thread with an end of stream, after whatever has already arrived."""

@@ -3,7 +3,6 @@
 import http.client
 import json
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -15,49 +14,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.fakes.children import Child, listen_unix
-from tests.fakes.tiny_models import linear_onnx
-from tests.fakes.tiny_releases import fill_slot, make_release, make_variant
+from tests.fakes.children import Child
+from tests.fakes.local_api import Place
 
 from covey_agent.client import Client, ClientError, RequestError, UnavailableError
-from covey_agent.core.jobs import Drain, InferJob, InferReady, InferWindow, Pause, Resume
+from covey_agent.core.jobs import Drain, InferJob, InferWindow, Pause, Resume
 from covey_agent.workers.infer import EXIT_NO_MODEL
 
 pytestmark = pytest.mark.runtime
-
-WEIGHTS = np.array([[1, 0], [0, 1]], np.float32)
-BIAS = np.zeros(2, np.float32)
-
-
-class Place:
-    """A socket as the agent owns it, and workers on it."""
-
-    def __init__(self, folder: Path, stack: ExitStack) -> None:
-        self.path = folder / "infer.sock"
-        self.sock = stack.enter_context(listen_unix(self.path))
-        self.tcp = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
-        self._folder = folder
-        self._stack = stack
-
-    def slot(self, name: str, *, version: int = 1, weights: Any = WEIGHTS) -> Path:
-        """A filled slot."""
-        data = linear_onnx(np.asarray(weights, np.float32), BIAS)
-        made = make_release([make_variant(data)], inputs=np.eye(2, dtype=np.float32), outputs=np.eye(2, dtype=np.float32), version=version)
-        return fill_slot(self._folder / name, made, variant="onnx-float32", data=data)
-
-    def start(self, slot_dir: Path, *, paused: bool = False, window_s: float = 60.0) -> Child:
-        """A worker, ready."""
-        job = InferJob(
-            slot_dir=str(slot_dir), slot=slot_dir.name, unix_fd=self.sock.fileno(), tcp_fd=self.tcp.fileno(), token="t", window_s=window_s,
-            paused=paused,
-        )  # fmt: skip
-        child = self._stack.enter_context(Child("infer", job, pass_fds=[self.sock.fileno(), self.tcp.fileno()]))
-        child.wait_for(InferReady)
-        return child
-
-    def client(self, *, timeout_s: float = 10.0) -> Client:
-        """For the Unix socket."""
-        return self._stack.enter_context(Client(self.path, timeout_s=timeout_s))
 
 
 @pytest.fixture
