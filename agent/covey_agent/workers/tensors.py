@@ -15,6 +15,7 @@ from covey_agent.workers.runtimes.engine import Floats
 RAW = "application/octet-stream"
 SHAPE_HEADER = "x-covey-shape"
 _MAX_RANK = 8
+_OTHER_SIZES = (("float64", 8), ("float16", 2), ("uint8", 1))  # bytes; what is sent by mistake
 MAX_SAMPLES = 4096  # in one request: it bounds the answer, too
 
 
@@ -50,9 +51,9 @@ def read_raw(body: bytearray, shape_header: str | None, sample_shape: tuple[int,
         raise _wrong_input(f"expected sizes separated by commas in X-Covey-Shape, got {shape_header!r:.80}", sample_shape, got)
     shape = [int(size) for size in sizes]
     if math.prod(shape) * 4 != len(body):
-        raise _wrong_input(
-            f"float32{shape} has {math.prod(shape) * 4} bytes, the body has {len(body)}", sample_shape, got | {"shape": shape}
-        )
+        likely = next((f" as {dtype} would have" for dtype, size in _OTHER_SIZES if math.prod(shape) * size == len(body)), "")
+        detail = f"float32{shape} has {math.prod(shape) * 4} bytes, the body has {len(body)}{likely}"
+        raise _wrong_input(detail, sample_shape, got | {"shape": shape})
     return to_batch(np.frombuffer(body, dtype="<f4").reshape(shape), sample_shape)
 
 

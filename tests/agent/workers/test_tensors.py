@@ -86,6 +86,14 @@ def test_a_raw_tensor_that_does_not_fill_its_shape_is_refused(size: int, shape: 
     assert caught.value.status == 422
 
 
+@pytest.mark.parametrize("dtype", ["float64", "float16", "uint8"])
+def test_another_dtype_is_recognised_by_its_size(dtype: str) -> None:
+    with pytest.raises(HttpProblemError) as caught:
+        read_raw(bytearray(np.zeros((2, 3), dtype).tobytes()), "2,3", SAMPLE)
+    size = 6 * np.dtype(dtype).itemsize
+    assert caught.value.detail.startswith(f"float32[2, 3] has 24 bytes, the body has {size} as {dtype} would have; expected float32[2, 3]")
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_inputs_that_are_no_numbers_are_the_clients_fault(bad: float) -> None:
     with pytest.raises(HttpProblemError) as caught:
