@@ -34,7 +34,7 @@ from tests.fakes.agent.daemon import Daemon, descendants, make_identity
 from tests.fakes.agent.fleet import FleetServer
 from tests.fakes.nats_broker import free_port, running_broker, wait_until
 from tests.fakes.poison import tame_images
-from tests.fakes.usage import cpu_s
+from tests.fakes.usage import alone_kb, cpu_s
 
 from covey_agent.client import Client
 from covey_contract.messages import DeploymentState
@@ -82,20 +82,6 @@ def memory_kb(pid: int) -> tuple[int, int]:
     return int(lines["Pss"].split()[0]), int(lines["Rss"].split()[0])
 
 
-def shared_once_kb(pids: list[int]) -> int:
-    """What a tree of processes would have if it were alone on the machine: its own pages, and each shared one counted once within the tree.
-
-    Pages that several of the tree's processes share cannot be told apart from outside, so the largest one's shared part stands for all.
-    """
-    private, shared = 0, 0
-    for pid in pids:
-        lines = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/smaps_rollup").read_text("ascii").splitlines()[1:])
-        own = sum(int(lines[name].split()[0]) for name in ("Private_Clean", "Private_Dirty"))
-        private += own
-        shared = max(shared, int(lines["Rss"].split()[0]) - own)
-    return private + shared
-
-
 def measure(subjects: list[Subject], *, warm_up_s: float, window_s: float) -> dict[str, Sample]:
     """Every subject over the same window."""
     time.sleep(warm_up_s)
@@ -106,7 +92,7 @@ def measure(subjects: list[Subject], *, warm_up_s: float, window_s: float) -> di
         pids = subject.pids()
         used = sum(cpu_s(pid) - before[subject.name].get(pid, 0.0) for pid in pids)
         pss = sum(memory_kb(pid)[0] for pid in pids)
-        samples[subject.name] = Sample(pss, shared_once_kb(pids), 100 * used / window_s, len(pids))
+        samples[subject.name] = Sample(pss, alone_kb(pids), 100 * used / window_s, len(pids))
     return samples
 
 

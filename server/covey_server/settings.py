@@ -29,7 +29,7 @@ class ApiSettings(_Section):
     port: int = Field(8700, ge=0, le=65535, description="TCP port")
     public_url: str = Field("", description="address that users see, if a proxy stands in front; empty: http://host:port")
     login_hours: float = Field(12.0, gt=0, description="hours until a console login ends")
-    max_body_mb: int = Field(256, ge=1, description="MB that a request body may hold (model uploads)")
+    max_body_mb: int = Field(640, ge=1, description="MB that a request body may hold (model uploads)")
 
 
 class EdgeSettings(_Section):
