@@ -36,6 +36,7 @@ from covey_server.releases.keys import (
 )
 from covey_server.releases.repository import TufRepository
 from covey_server.rollouts.models import DesiredState
+from covey_server.rollouts.restored import raise_generations
 from covey_server.settings import Settings, default_work_dir, load_settings
 
 RAISE_BY = 100_000
@@ -242,12 +243,20 @@ def recover(
     by: Annotated[int, typer.Option(help="How many versions to go on.", min=1, max=10_000_000)] = RAISE_BY,
     as_json: JsonOption = False,
 ) -> None:
-    """After restoring an old backup: number metadata above what devices have seen since, so that they believe this server again."""
-    versions = TufRepository(load_settings(default_work_dir())).raise_versions(by, utc_now())
+    """After restoring an old backup: number metadata and orders above what devices have seen since, so that they follow again."""
+    settings = load_settings(default_work_dir())
+    database = Database(settings.resolved_database_url)
+    try:
+        with database.begin() as session:
+            devices = raise_generations(session, by)
+    finally:
+        database.close()
+    versions = TufRepository(settings).raise_versions(by, utc_now())
     if as_json:
-        show_json(versions)
+        show_json(versions | {"devices": devices})
     else:
         say("metadata goes on at " + ", ".join(f"{role} {version}" for role, version in versions.items()))
+        say(f"the next orders of {devices} devices go on {by} generations later; nothing was ordered now")
 
 
 def _holder(key: Path | None, token: str, public: Path | None, passphrase_file: Path | None) -> Signer:

@@ -19,7 +19,7 @@ from covey_server.devices.models import Device, DeviceState
 from covey_server.parts import Director
 from covey_server.rollouts.models import DesiredState
 
-_MOST_GENERATION = 2**53
+MOST_GENERATION = 2**30  # no fleet comes this far, and PostgreSQL's integers end at 2**31
 
 
 def order_desired(
@@ -92,5 +92,5 @@ def _publish(session: Session, row: DesiredState) -> None:
 
 def _acted_upon(device: Device) -> int:
     reported = device.reported.get("desired_generation", 0)
-    # No fleet comes this far. A device that says so must not stop the rollouts of all others: there is no number above it.
-    return reported if isinstance(reported, int) and reported <= _MOST_GENERATION else 0
+    # A device that says more must not stop the rollouts of all others: there may be no number above it.
+    return reported if isinstance(reported, int) and reported <= MOST_GENERATION else 0

@@ -8,6 +8,7 @@ from covey_contract.topics import Channel
 from covey_server.mqtt.router import Router
 from covey_server.parts import Parts
 from covey_server.rollouts.progress import advance_rollout, note_report
+from covey_server.rollouts.restored import note_ahead
 
 
 def register(router: Router) -> None:
@@ -18,6 +19,7 @@ def register(router: Router) -> None:
 def on_reported(parts: Parts, session: Session, device: DeviceId, message: Reported) -> None:
     """A device tells its full state."""
     now = parts.clock()
+    note_ahead(session, device, message, now=now)
     rollout_id = note_report(session, device, message, now=now)
     if rollout_id is not None:
         advance_rollout(session, rollout_id, director=parts.director, now=now)

@@ -1,14 +1,17 @@
 """The real deploy and verify children against the real broker: by mutual TLS, with TUF, through kills and a bad relay."""
 
+import copy
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import msgspec
 import numpy as np
 import pytest
+from securesystemslib.signer import CryptoSigner
 from tests.fakes.children import Child
 from tests.fakes.nats_broker import RunningBroker, running_broker
 from tests.fakes.tiny_releases import make_release, make_variant
@@ -31,8 +34,8 @@ from covey_agent.core.jobs import (
 from covey_agent.workers.lines import EXIT_ABANDONED
 from covey_agent.workers.slotmodel import read_slot
 from covey_contract.codec import digest_of, encode
-from covey_contract.limits import CHUNK_BYTES
-from covey_contract.messages import Capabilities, Chunk, Desired, ReleaseRef, StopRun, WantChunks
+from covey_contract.limits import CHUNK_BYTES, METADATA_PART_BYTES
+from covey_contract.messages import Capabilities, Chunk, Desired, ReleaseRef, StopRun, WantChunks, WantMetadata
 
 pytestmark = pytest.mark.broker
 
@@ -228,3 +231,106 @@ def test_orders_are_verified_for_the_agent(fleet: Fleet) -> None:
             verdicts.extend(child.rest())
     assert verdicts[0] == Verified()
     assert isinstance(verdicts[1], Rejected)
+
+
+# -- TUF over the broker: attacks and recoveries, judged by the real verify child ---------------------------------------
+
+
+def verdict(fleet: Fleet) -> ChildEvent:
+    """What the child makes of a good order while the repository is as it is now."""
+    stop = StopRun(id="c", device=DEVICE, expires_at=1 << 47, run="r")
+    with Child("verify", VerifyJob(str(fleet.state_dir), fleet.address, encode(fleet.director.sign(stop)))) as child:
+        (event,) = child.rest(timeout_s=60)
+        return event
+
+
+def freeze(repository: TufRepository) -> None:
+    repository.timestamp.expires = (datetime.now(UTC) - timedelta(hours=1)).replace(microsecond=0)
+    repository.publish_timestamp()
+
+
+def roll_back(repository: TufRepository) -> None:
+    repository.timestamp.version -= 2
+    repository.publish_timestamp()
+
+
+def fast_forward_back(repository: TufRepository) -> None:
+    repository.snapshot.version -= 2
+    repository.publish()
+
+
+def mix_and_match(repository: TufRepository) -> None:
+    before = repository.files[f"metadata/{repository.targets.version}.targets.json"]
+    repository.publish()
+    repository.files[f"metadata/{repository.targets.version}.targets.json"] = before
+
+
+def forge_root(repository: TufRepository) -> None:
+    repository.publish_root([CryptoSigner.generate_ed25519()], without_own=True)
+
+
+def never_end(repository: TufRepository) -> None:
+    repository.files["metadata/timestamp.json"] = b" " * (METADATA_PART_BYTES * 40)
+
+
+def cut_off(repository: TufRepository) -> None:
+    repository.files["metadata/timestamp.json"] = repository.files["metadata/timestamp.json"][:-20]
+
+
+def steal_online_key(repository: TufRepository) -> None:
+    repository.forge("snapshot")
+    repository.publish()
+
+
+@pytest.mark.parametrize(
+    ("attack", "reason"),
+    [
+        (freeze, "expired"),
+        (roll_back, "timestamp version"),
+        (fast_forward_back, "snapshot version"),
+        (mix_and_match, "Expected targets"),
+        (forge_root, "root was signed by 0/1"),
+        (never_end, "exceeding the maximum allowed length"),
+        (cut_off, "deserialize"),
+        (steal_online_key, "snapshot was signed by 0/1"),
+    ],
+    ids=lambda value: value.__name__ if callable(value) else "",
+)
+def test_an_attack_on_the_metadata_is_refused_and_passes(fleet: Fleet, attack: Callable[[TufRepository], None], reason: str) -> None:
+    for _ in range(3):
+        fleet.repository.publish()
+    assert verdict(fleet) == Verified()
+    honest = copy.deepcopy(fleet.repository)
+    attack(fleet.repository)
+    refused = verdict(fleet)
+    assert isinstance(refused, Rejected)
+    assert reason in refused.reason
+    fleet.server.repository = honest
+    for _ in range(3):  # a thief of the timestamp key may have been believed in a number: the honest server goes on above it
+        honest.publish()
+    assert verdict(fleet) == Verified()
+
+
+def test_two_hundred_roots_by_two_of_three_holders_are_followed_over_the_broker(fleet: Fleet) -> None:
+    assert verdict(fleet) == Verified()
+    fleet.repository.share_root(3, 2)
+    for step in range(199):
+        fleet.repository.rotate_key(("timestamp", "snapshot", "targets")[step % 3])
+    fleet.repository.publish()
+    assert isinstance(fleet.deploy()[-1], Staged)
+    names = {want.name for want in fleet.server.wants if isinstance(want, WantMetadata)}
+    assert {f"metadata/{version}.root.json" for version in range(2, 202)} <= names
+
+
+def test_a_thief_who_counted_versions_up_is_got_rid_of_over_the_broker(fleet: Fleet) -> None:
+    repository = fleet.repository
+    repository.timestamp.version = repository.snapshot.version = repository.targets.version = 2**31
+    repository.publish()
+    assert verdict(fleet) == Verified()
+    repository.timestamp.version = repository.snapshot.version = repository.targets.version = 1
+    repository.publish()
+    assert isinstance(verdict(fleet), Rejected)
+    for role in ("timestamp", "snapshot", "targets"):
+        repository.rotate_key(role)
+    repository.publish()
+    assert verdict(fleet) == Verified()

@@ -188,6 +188,9 @@ def test_a_root_that_names_keys_which_this_server_lacks_is_refused(settings: Set
 
 
 def test_a_server_restored_from_an_old_backup_is_believed_again(settings: Settings, device: TufDevice, tmp_path: Path) -> None:
+    database = Database(settings.resolved_database_url)
+    migrate.upgrade(database)
+    database.close()
     shutil.copytree(settings.work_dir, tmp_path / "backup")
     for number in range(5):
         TufRepository(settings).add_target("x.json", b"%d" % number)
@@ -199,6 +202,7 @@ def test_a_server_restored_from_an_old_backup_is_believed_again(settings: Settin
         device.fetch("x.json")
     told = ask("recover")
     assert told["timestamp"] > keys.RAISE_BY
+    assert told["devices"] == 0
     assert device.fetch("x.json") == b"after the backup"
     TufRepository(settings).add_target("x.json", b"and goes on")
     assert device.fetch("x.json") == b"and goes on"

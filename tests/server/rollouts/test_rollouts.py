@@ -398,7 +398,7 @@ def test_generations_rise_over_what_a_device_has_acted_upon(fleet: Fleet) -> Non
     assert fleet.desired("pi-1").generation == 42
 
 
-@pytest.mark.parametrize("lie", [2**53 + 1, 2**63 - 1])
+@pytest.mark.parametrize("lie", [2**31 - 1, 2**53 + 1, 2**63 - 1])
 def test_a_device_that_claims_an_impossible_generation_stops_nobody(fleet: Fleet, lie: int) -> None:
     with fleet.parts.db.begin() as session:
         fleet.device_reports(session, "pi-1", None, desired_generation=lie)
