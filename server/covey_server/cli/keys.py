@@ -45,6 +45,11 @@ PassphraseOption = Annotated[
     Path | None, typer.Option(help="A file whose first line opens the key; without it you are asked.", exists=True, dir_okay=False)
 ]
 
+AfterOption = Annotated[
+    list[Path] | None,
+    typer.Option(help="A later root than this server's, which a restored backup lacks; in order.", exists=True, dir_okay=False),
+]
+
 
 @app.command()
 def show(as_json: JsonOption = False) -> None:
@@ -52,7 +57,8 @@ def show(as_json: JsonOption = False) -> None:
     settings = load_settings(default_work_dir())
     repository = TufRepository(settings)
     expiries, progress = repository.expiries(), roots.look_at(repository.newest_root())
-    keys = [_describe("root", offline_key_path(settings), expiries, settings)]
+    root = {"threshold": progress.thresholds["root"], "holders": progress.roles["root"]}
+    keys = [_describe("root", offline_key_path(settings), expiries, settings) | root]
     keys += [_describe(role, online_key_path(settings, role), expiries, settings) for role in (*ONLINE_ROLES, "director")]
     if as_json:
         show_json(keys)
@@ -93,14 +99,18 @@ def draft(
     remove: Annotated[list[str] | None, typer.Option(help="The beginning of the id of a root key to remove; several times.")] = None,
     threshold: Annotated[int | None, typer.Option(help="How many holders must sign root from now on.", min=1)] = None,
     days: Annotated[int | None, typer.Option(help="Days until it expires; default: tuf.root_days.", min=1)] = None,
+    after: AfterOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Draft the next version of root, with every key that waits for it (see `rotate`). It counts once enough holders have signed it."""
     settings = load_settings(default_work_dir())
     repository = TufRepository(settings)
+    before = after[-1].read_bytes() if after else repository.newest_root()
     waiting = {role: key for role in ONLINE_ROLES if (key := signers.next_key(settings, role)) is not None}
+    if after:  # it names keys that may have been lost with the server that made them: back to those that are here
+        waiting = {role: signers.load_signer(settings, role).public_key for role in ONLINE_ROLES} | waiting
     data = roots.draft_root(
-        repository.newest_root(),
+        before,
         expires=utc_now() + timedelta(days=days or settings.tuf.root_days),
         add=[signers.public_key(signers.read_public(path)) for path in add or []],
         remove=remove or [],
@@ -108,7 +118,7 @@ def draft(
         replace=waiting,
     )
     write_atomic(file, data)
-    _show_progress(roots.look_at(data, repository.newest_root()), as_json=as_json)
+    _show_progress(roots.look_at(data, before), as_json=as_json)
     if not as_json:
         say(f"{file} is drafted: let the holders sign it (covey keys sign {file} --key KEY), then: covey keys publish {file}")
 
@@ -141,9 +151,12 @@ def sign(
 
 
 @app.command()
-def publish(file: Annotated[Path, typer.Argument(exists=True, dir_okay=False)], as_json: JsonOption = False) -> None:
+def publish(
+    file: Annotated[Path, typer.Argument(exists=True, dir_okay=False)], after: AfterOption = None, as_json: JsonOption = False
+) -> None:
     """Make a root that enough holders have signed the one that devices follow; keys that waited for it come into use."""
-    version = TufRepository(load_settings(default_work_dir())).publish_root(file.read_bytes(), utc_now())
+    earlier = [path.read_bytes() for path in after or []]
+    version = TufRepository(load_settings(default_work_dir())).publish_root(file.read_bytes(), utc_now(), after=earlier)
     if as_json:
         show_json({"version": version})
     else:
@@ -349,7 +362,9 @@ def _describe(role: str, path: Path, expiries: dict[str, datetime], settings: Se
         kept, file = "encrypted" if is_encrypted(path) else "plain", str(path)
         try:
             key = load_private_key(path, read_passphrase(settings))
-            public = digest_of(key.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw))
+            raw = key.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
+            # Each by the name that its users know it by: an order's keyid, or TUF's.
+            public = digest_of(raw) if role == "director" else CryptoSigner(key).public_key.keyid
         except CoveyServerError:  # encrypted by another passphrase than the server's, as an offline key should be
             public = "sealed"
     expires = expiries.get(role)

@@ -16,7 +16,7 @@ Rules:
 
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from typing import Any, Self, TypeVar
@@ -124,12 +124,27 @@ class TufRepository:
         root = Metadata[Root].from_bytes(self.newest_root()).signed
         return {"root": root.expires} | {role.type: role.expires for role in (roles.targets, roles.snapshot, roles.timestamp)}
 
-    def publish_root(self, data: bytes, now: datetime) -> int:
-        """Make a signed root the one that devices follow; its version. Raises ConflictError, saying what it lacks."""
+    def publish_root(self, data: bytes, now: datetime, *, after: Sequence[bytes] = ()) -> int:
+        """Make a signed root the one that devices follow; its version. Raises ConflictError, saying what it lacks.
+
+        `after`: roots that were published before this one and are not here, as after a restored backup. Devices need each of them on
+        their way, but only of the last one this server must have the keys.
+        """
         with self._locked():
-            root = check_publishable(data, self.newest_root(), now=now)
+            newest = self.newest_root()
+            on_the_way = []
+            for earlier in after:
+                version = parse_root(earlier).signed.version
+                if self.read_file(f"metadata/{version}.root.json") == earlier:
+                    continue  # a first attempt was cut off after it
+                check_publishable(earlier, newest, now=None)
+                on_the_way.append((version, earlier))
+                newest = earlier
+            root = check_publishable(data, newest, now=now)
             for role in ONLINE_ROLES:
                 self._check_can_sign(root, role)
+            for version, earlier in on_the_way:
+                self._write(f"{version}.root.json", earlier)
             self._write(f"{root.version}.root.json", data)
             self._put_keys_in_place()
             roles = self._load()

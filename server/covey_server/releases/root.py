@@ -133,13 +133,16 @@ def look_at(data: bytes, previous: bytes | None = None) -> Progress:
     )
 
 
-def check_publishable(data: bytes, previous: bytes, *, now: datetime) -> Root:
-    """Root if it may follow `previous`. Raises ConflictError or InvalidInputError, saying what is missing."""
+def check_publishable(data: bytes, previous: bytes, *, now: datetime | None) -> Root:
+    """Root if it may follow `previous`; `now` is None for one on the way to a later one, which may have expired.
+
+    Raises ConflictError or InvalidInputError, saying what is missing.
+    """
     progress, root = look_at(data, previous), parse_root(data).signed
     expected = parse_root(previous).signed.version + 1
     if root.version != expected:
         raise ConflictError(f"this is version {root.version} of root, expected {expected}: make the draft anew with `covey keys draft`")
-    if root.expires <= now:
+    if now is not None and root.expires <= now:
         raise ConflictError(f"this root has expired at {root.expires.isoformat()}")
     if not root.consistent_snapshot:
         raise ConflictError("this root does not ask for consistent snapshots, without which an update in mid-fetch breaks")

@@ -208,6 +208,41 @@ def test_a_server_restored_from_an_old_backup_is_believed_again(settings: Settin
     assert device.fetch("x.json") == b"and goes on"
 
 
+def test_online_keys_that_were_lost_with_the_server_are_replaced_after_a_restore(
+    settings: Settings, device: TufDevice, tmp_path: Path
+) -> None:
+    """The backup has root 1; devices follow root 3, whose online keys existed nowhere else."""
+    migrated = Database(settings.resolved_database_url)
+    migrate.upgrade(migrated)
+    migrated.close()
+    shutil.copytree(settings.work_dir, tmp_path / "backup")
+    kept = []
+    for version in (2, 3):
+        run("rotate", "targets", "snapshot", "timestamp")
+        run("renew-root")
+        kept.append(tmp_path / f"{version}.root.json")
+        kept[-1].write_bytes(TufRepository(settings).newest_root())
+    assert device.fetch("director.json")
+    shutil.rmtree(settings.work_dir)
+    shutil.copytree(tmp_path / "backup", settings.work_dir)
+
+    with pytest.raises(CoveyServerError, match="names other keys"):
+        run("publish", kept[0])
+    later = [word for path in kept for word in ("--after", path)]
+    run("draft", tmp_path / "r4", *later)
+    with pytest.raises(CoveyServerError, match="1 more signatures"):
+        run("publish", tmp_path / "r4", *later)
+    run("sign", tmp_path / "r4", "--key", offline_key_path(settings), "--yes")
+    with pytest.raises(CoveyServerError, match="expected 2"):
+        run("publish", tmp_path / "r4")
+    assert root_of(settings).version == 1  # what was refused has changed nothing
+    (settings.path("tuf", "metadata") / "2.root.json").write_bytes(kept[0].read_bytes())  # a first attempt was cut off here
+    assert ask("publish", tmp_path / "r4", *later) == {"version": 4}
+    ask("recover")
+    TufRepository(settings).add_target("x.json", b"believed")
+    assert device.fetch("x.json") == b"believed"
+
+
 # -- encrypted keys ----------------------------------------------------------------------------------------------------
 
 

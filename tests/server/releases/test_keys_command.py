@@ -5,6 +5,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from tuf.api.metadata import Metadata, Root
 from typer.testing import CliRunner
 
 from covey_server.cli import keys
@@ -30,6 +31,9 @@ def test_keys_are_shown_with_their_place_and_end_and_never_their_secret(settings
     assert found["root"]["file"] == str(offline_key_path(settings))
     assert found["timestamp"]["expires"] < found["root"]["expires"]
     assert "PRIVATE" not in shown
+    root = Metadata[Root].from_bytes(TufRepository(settings).newest_root()).signed
+    assert {role: [found[role]["public"]] for role in root.roles} == {role: named.keyids for role, named in root.roles.items()}
+    assert (found["root"]["threshold"], found["root"]["holders"]) == (1, root.roles["root"].keyids)
 
 
 def test_a_root_key_that_was_taken_away_is_not_here_and_renews_from_where_it_is_kept(settings: Settings, tmp_path: Path) -> None:
