@@ -5,7 +5,7 @@
 
 It needs nothing but numpy and the agent's client: no model, no runtime, no network. While the agent changes models it simply goes on
 asking; when the new model takes pictures of another shape, it makes them fit. Where it is known what a picture shows, that is sent
-back as feedback, so that the fleet sees live accuracy. Each answer is a JSON line in `--log`. See README.md beside this file.
+back as feedback, and the server gets the counts. Each answer is a JSON line in `--log`. See README.md beside this file.
 """
 
 import argparse

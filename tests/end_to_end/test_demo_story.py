@@ -159,6 +159,17 @@ def test_every_reading_is_stored_exactly_once(told: Told, rows: sqlite3.Connecti
         assert counted[name] >= said["received"], "readings that the API had counted are gone"
 
 
+@pytest.mark.parametrize("device", DEVICES)
+def test_what_applications_said_was_right_reaches_the_server_as_counts(told: Told, rows: sqlite3.Connection, device: str) -> None:
+    sums = ", ".join(f"SUM(json_extract(\"values\", '$.{name}'))" for name in ("labelled", "labelled_correct"))
+    labelled, correct = rows.execute(f"SELECT {sums} FROM readings WHERE device_id = ? AND kind = 'infer'", (device,)).fetchone()
+    answers = [answer for answer in _answers(told, device) if "error" not in answer]
+    right = sum(answer["label"] == answer["truth"] for answer in answers)
+    assert labelled > 0
+    assert 0 < correct <= right  # the last counts may not have been sent at the end
+    assert labelled - correct <= len(answers) - right
+
+
 def test_what_a_device_did_offline_is_filed_at_its_own_time(told: Told, rows: sqlite3.Connection) -> None:
     outage = told.report["outage"]
     assert outage["asked"] > 0
