@@ -8,6 +8,7 @@ import socket
 import time
 from collections import deque
 
+Message = tuple[bytes, bytes | memoryview]  # head and body of a request
 RawAnswer = tuple[int, dict[str, str], bytes]  # status, headers with names in lower case, body
 _READ_BYTES = 256 * 1024
 _MAX_HEAD_BYTES = 64 * 1024
@@ -23,9 +24,9 @@ class Ahead:
         self._out: deque[memoryview] = deque()
         self._in = bytearray()
 
-    def send(self, message: bytes) -> None:
+    def send(self, message: Message) -> None:
         """Queue one request."""
-        self._out.append(memoryview(message))
+        self._out.extend(memoryview(part) for part in message if part)
         self._write()
 
     def receive(self, deadline: float) -> RawAnswer:

@@ -31,7 +31,7 @@ from types import TracebackType
 from typing import Any, Protocol, Self
 from urllib.parse import urlsplit
 
-from covey_agent.ahead import Ahead
+from covey_agent.ahead import Ahead, Message
 from covey_agent.errors import CoveyAgentError
 
 _COMPACT = "application/x-covey-answer"  # a line of JSON with the outputs' shape, then the outputs as little-endian float32
@@ -114,8 +114,8 @@ class Client:
 
     def infer(self, inputs: "Tensor | Sequence[Any]") -> Result:
         """One sample or a batch of float32 in the model's own layout."""
-        head, data = _describe(inputs)
-        return _to_result(self._request("POST", "/v1/infer", head=head, body=data))
+        shape, data = _to_tensor(inputs)
+        return _to_result(self._request("POST", "/v1/infer", head=_describe(shape), body=data))
 
     def stream(self, batches: "Iterable[Tensor | Sequence[Any]]", *, ahead: int = 2) -> Iterator[Result]:
         """The answers to many samples or batches, in their order.
@@ -127,13 +127,13 @@ class Client:
         if ahead < 1:
             raise ValueError(f"at least one batch must be under way, got {ahead}")
         source = iter(batches)
-        waiting: deque[bytes] = deque()
+        waiting: deque[Message] = deque()
         connection: Ahead | None = None
         sock: socket.socket | None = None
         deadline, pause = time.monotonic() + self._timeout_s, 0.0
         try:
             while True:
-                fresh = [self._message("POST", "/v1/infer", *_describe(each)) for each in islice(source, ahead - len(waiting))]
+                fresh = [self._to_message(each) for each in islice(source, ahead - len(waiting))]
                 waiting += fresh
                 if not waiting:
                     return
@@ -179,7 +179,12 @@ class Client:
             said["id"] = id
         return self._request("POST", "/v1/feedback", head="Content-Type: application/json\r\n", body=json.dumps(said).encode())
 
-    def _request(self, method: str, path: str, *, head: str = "", body: bytes = b"") -> dict[str, Any]:
+    def _to_message(self, inputs: "Tensor | Sequence[Any]") -> Message:
+        """Of a stream: a copy, since whoever makes the batches may use the same memory for the next one."""
+        shape, data = _to_tensor(inputs)
+        return self._message("POST", "/v1/infer", _describe(shape), bytes(data))
+
+    def _request(self, method: str, path: str, *, head: str = "", body: bytes | memoryview = b"") -> dict[str, Any]:
         message = self._message(method, path, head, body)
         deadline = time.monotonic() + self._timeout_s
         pause = 0.0
@@ -196,15 +201,15 @@ class Client:
                 pause = min(max(pause * 2, _FIRST_PAUSE_S), _MOST_PAUSE_S)
         return _read_answer(status, headers, answer)
 
-    def _message(self, method: str, path: str, head: str, body: bytes) -> bytes:
+    def _message(self, method: str, path: str, head: str, body: bytes | memoryview) -> Message:
         length = f"Content-Length: {len(body)}\r\n" if method == "POST" else ""
-        return f"{method} {path} HTTP/1.1\r\n{self._head}{head}{length}\r\n".encode() + body
+        return f"{method} {path} HTTP/1.1\r\n{self._head}{head}{length}\r\n".encode(), body
 
-    def _exchange(self, message: bytes, deadline: float) -> tuple[int, dict[str, str], bytes]:
+    def _exchange(self, message: Message, deadline: float) -> tuple[int, dict[str, str], bytes]:
         if self._sock is None:
             self._sock = _connect(self._address, timeout_s=max(deadline - time.monotonic(), 0.001))
         self._sock.settimeout(max(deadline - time.monotonic(), 0.001))
-        self._sock.sendall(message)
+        _send(self._sock, *message)
         status, headers, answer = _receive(self._sock)
         _check_it_arrived(status)
         if headers.get("connection", "").lower() == "close":
@@ -212,11 +217,10 @@ class Client:
         return status, headers, answer
 
 
-def _describe(inputs: "Tensor | Sequence[Any]") -> tuple[str, bytes]:
-    """Headers and body of a raw tensor."""
-    shape, data = _to_tensor(inputs)
+def _describe(shape: Sequence[int]) -> str:
+    """The headers of a raw tensor."""
     sizes = ",".join(map(str, shape))
-    return f"Content-Type: application/octet-stream\r\nX-Covey-Shape: {sizes}\r\nAccept: {_COMPACT}\r\n", data
+    return f"Content-Type: application/octet-stream\r\nX-Covey-Shape: {sizes}\r\nAccept: {_COMPACT}\r\n"
 
 
 def _check_it_arrived(status: int) -> None:
@@ -243,6 +247,16 @@ def _connect(address: str, *, timeout_s: float) -> socket.socket:
     sock = socket.create_connection((url.hostname or "127.0.0.1", url.port or 80), timeout=timeout_s)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return sock
+
+
+def _send(sock: socket.socket, head: bytes, body: bytes | memoryview) -> None:
+    """Both at once and without joining them: a picture is not copied on its way to the kernel."""
+    sent = sock.sendmsg([head, body])
+    if sent < len(head):
+        sock.sendall(head[sent:])
+        sent = len(head)
+    if sent < len(head) + len(body):
+        sock.sendall(memoryview(body)[sent - len(head) :])
 
 
 def _receive(sock: socket.socket) -> tuple[int, dict[str, str], bytes]:
@@ -294,15 +308,26 @@ def _nest(flat: list[Any], shape: Sequence[int]) -> list[Any]:
     return flat
 
 
-def _to_tensor(inputs: "Tensor | Sequence[Any]") -> tuple[tuple[int, ...], bytes]:
-    """Shape and little-endian float32 bytes."""
+def _to_tensor(inputs: "Tensor | Sequence[Any]") -> tuple[tuple[int, ...], bytes | memoryview]:
+    """Shape and little-endian float32 bytes; of an array that is so already, its own memory."""
     if isinstance(inputs, Sequence):
         flat: array[float] = array("f")
         shape = _flatten(inputs, flat)
         if sys.byteorder == "big":
             flat.byteswap()
         return shape, flat.tobytes()
-    return tuple(inputs.shape), inputs.astype("<f4").tobytes()
+    shape = tuple(inputs.shape)
+    return shape, _memory_of(inputs) or inputs.astype("<f4").tobytes()
+
+
+def _memory_of(inputs: object) -> memoryview | None:
+    """None unless it lends float32 in C order that can be sent as it is."""
+    try:
+        view = memoryview(inputs)  # type: ignore[arg-type]
+    except (TypeError, ValueError, BufferError):  # e.g. an array of another kind, or of a type without a name
+        return None
+    fits = view.format == "f" and view.c_contiguous and view.nbytes > 0 and sys.byteorder == "little"
+    return view.cast("B") if fits else None
 
 
 def _flatten(rows: Sequence[Any], into: "array[float]") -> tuple[int, ...]:
@@ -346,7 +371,7 @@ class _Flat:
         return self
 
     def tobytes(self) -> bytes:
-        return _to_tensor(self._numbers)[1]
+        return bytes(_to_tensor(self._numbers)[1])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -161,8 +161,9 @@ def test_every_reading_is_stored_exactly_once(told: Told, rows: sqlite3.Connecti
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_what_applications_said_was_right_reaches_the_server_as_counts(told: Told, rows: sqlite3.Connection, device: str) -> None:
-    sums = ", ".join(f"SUM(json_extract(\"values\", '$.{name}'))" for name in ("labelled", "labelled_correct"))
-    labelled, correct = rows.execute(f"SELECT {sums} FROM readings WHERE device_id = ? AND kind = 'infer'", (device,)).fetchone()
+    query = """SELECT SUM(json_extract("values", '$.labelled')), SUM(json_extract("values", '$.labelled_correct'))
+               FROM readings WHERE device_id = ? AND kind = 'infer'"""
+    labelled, correct = rows.execute(query, (device,)).fetchone()
     answers = [answer for answer in _answers(told, device) if "error" not in answer]
     right = sum(answer["label"] == answer["truth"] for answer in answers)
     assert labelled > 0

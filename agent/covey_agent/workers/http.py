@@ -90,7 +90,7 @@ class Wire:
     def read_body(self, request: Request) -> bytearray:
         """The body; the caller has checked that its length is bearable. Raises ConnectionError if it is cut short."""
         body = bytearray(request.length)
-        ready = self._buffer[: request.length]
+        ready = memoryview(self._buffer)[: request.length]
         body[: len(ready)] = ready
         self._buffer = self._buffer[request.length :]
         if len(ready) < request.length:

@@ -8,12 +8,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import numpy as np
-
 from covey_agent.workers.answers import ConstantRun, classify
 from covey_agent.workers.errors import ModelError
 from covey_agent.workers.http import HttpProblemError
 from covey_agent.workers.runtimes.engine import Floats, VariantModel
+from covey_agent.workers.tensors import is_finite
 from covey_agent.workers.window import Window
 
 _REMEMBERED_ANSWERS = 1024  # feedback may name one of the newest so many requests
@@ -75,7 +74,7 @@ class ServedModel:
                 raise HttpProblemError(500, f"the model failed: {exc}") from exc
             finally:
                 self._began = None
-            if not np.isfinite(outputs).all():
+            if not is_finite(outputs):
                 self._window.failed(nonfinite=True)
                 raise HttpProblemError(500, "the model answered NaN or infinity")
             labels, confidences = classify(outputs, self._labels)

@@ -271,6 +271,30 @@ def test_batches_larger_than_every_buffer_flow_both_ways_at_once(place: Place) -
     assert [result.outputs[4095][1] for result in results] == [float(number) for number in range(12)]
 
 
+def test_arrays_of_every_kind_mean_the_same(place: Place) -> None:
+    place.start(place.slot("A"))
+    client = place.client()
+    plain = np.array([[0.25, 0.75], [2.0, 5.0], [9.0, 8.0]], np.float32)
+    wide = np.zeros((3, 4), np.float32)
+    wide[:, ::2] = plain
+    frozen = plain.copy()
+    frozen.flags.writeable = False
+    for array in (plain, plain.astype(">f4"), plain.astype(np.float64), np.asfortranarray(plain), wide[:, ::2], frozen, plain.tolist()):
+        assert client.infer(array).outputs == plain.tolist()
+
+
+def test_whoever_makes_batches_may_use_its_memory_again(place: Place) -> None:
+    place.start(place.slot("A"))
+    memory = np.zeros((2, 2), np.float32)
+
+    def source() -> Iterator[np.ndarray[Any, Any]]:
+        for number in range(20):
+            memory[:] = number
+            yield memory
+
+    assert [result.outputs[0][0] for result in place.client().stream(source(), ahead=8)] == [float(number) for number in range(20)]
+
+
 def test_an_error_ends_a_stream_at_its_batch(place: Place) -> None:
     place.start(place.slot("A"))
     stream = place.client().stream([np.zeros((1, 2), np.float32), np.zeros((1, 3), np.float32), np.zeros((1, 2), np.float32)])

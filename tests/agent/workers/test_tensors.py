@@ -11,7 +11,7 @@ from covey_agent.workers.golden import compare, read_golden
 from covey_agent.workers.hardware import parse_cpu_flags, parse_memory_total
 from covey_agent.workers.http import HttpProblemError
 from covey_agent.workers.runtimes.engine import Tensor, VariantModel, dequantize, quantize
-from covey_agent.workers.tensors import read_json, read_raw
+from covey_agent.workers.tensors import is_finite, read_json, read_raw
 from covey_contract.release import Golden, TensorSpec, pack_floats
 
 SAMPLE = (2, 3)
@@ -99,6 +99,14 @@ def test_inputs_that_are_no_numbers_are_the_clients_fault(bad: float) -> None:
     with pytest.raises(HttpProblemError) as caught:
         read_raw(bytearray(np.full(6, bad, "<f4").tobytes()), "2,3", SAMPLE)
     assert caught.value.detail.startswith("inputs hold NaN or infinity")
+
+
+@pytest.mark.parametrize(
+    ("numbers", "finite"),
+    [([1.0, -2.0], True), ([3e38, -3e38], True), ([math.nan, 0.0], False), ([0.0, -math.inf], False), ([3e38, math.nan], False)],
+)
+def test_large_numbers_are_finite(numbers: list[float], finite: bool) -> None:
+    assert is_finite(np.array([numbers], np.float32)) is finite
 
 
 # -- integer tensors ---------------------------------------------------------------------------------------------------
