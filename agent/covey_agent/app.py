@@ -20,6 +20,7 @@ from types import FrameType
 from covey_agent import __version__
 from covey_agent.adapters.children import ProcessChildren
 from covey_agent.adapters.clock import SystemClock
+from covey_agent.adapters.fingerprint import read_fingerprint
 from covey_agent.adapters.leaving import finish_leaving, refuse_decommissioned
 from covey_agent.adapters.ledger_file import LEDGER_NAME, LedgerFile
 from covey_agent.adapters.lock import StateLock
@@ -179,7 +180,7 @@ def _wire(hub: Hub, kit: Kit, slots: SlotFiles, *, store: SqliteState, database:
     hub.replies = Replies(kit, store)
     hub.renewals = Renewals(kit, replies=hub.replies, audience=hub)
     hub.serving = Serving(kit, sockets, slots)
-    hub.probing = Probing(kit, known=hub.state_changed)
+    hub.probing = Probing(kit, fingerprint=read_fingerprint(), known=hub.state_changed)
     hub.upgrades = Upgrades(kit, replies=hub.replies, alarm=hub.alarm_raised, is_busy=hub.is_busy)
     hub.health = HealthHook(kit, about=hub.about_serving, alarm=hub.alarm_raised)
     watch = Watch(kit, slots, hub.health)

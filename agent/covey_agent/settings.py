@@ -60,6 +60,9 @@ class HealthSettings:
 class DeploySettings:
     """[deploy]"""
 
+    measure_mb: float = _setting(
+        8.0, "variants of a new model are fetched and timed here, if all of them together have at most this, MB; 0: never", low=0
+    )
     reserve_mb: int = _setting(64, "free disk that a deployment must leave, MiB", low=0)
     memory_limit_mb: int = _setting(0, "most private memory of the deploy and check children, MiB; 0: no limit", low=0)
     progress_timeout_s: float = _setting(600.0, "a deploy child without news for this long is killed and tried again, seconds", low=5)

@@ -88,6 +88,7 @@ class Capabilities(Struct, frozen=True):
     cpu_count: Count = 0
     memory: Count = 0  # total bytes
     runtimes: dict[str, str] = field(default_factory=dict)  # runtime name -> version
+    providers: dict[str, list[str]] = field(default_factory=dict)  # runtime name -> execution providers that work, default first
     python: str = ""
     system: str = ""
 

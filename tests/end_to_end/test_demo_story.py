@@ -198,7 +198,7 @@ def test_each_poison_is_in_quarantine_with_its_reason(told: Told) -> None:
     quarantine = {entry["digest"]: entry["reason"] for entry in told.report["poison"][POISONS[-1]]["quarantine"]}
     assert len(quarantine) == len(POISONS)
     reasons = " | ".join(quarantine.values())
-    assert "SIGFPE" in reasons
+    assert "SIGFPE" in reasons or "SIGSEGV" in reasons  # in ONNX Runtime or in LiteRT, whichever was faster here
     assert "golden" in reasons
 
 

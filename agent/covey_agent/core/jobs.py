@@ -25,6 +25,7 @@ from enum import Enum
 from msgspec import Struct, field
 
 from covey_contract.messages import Capabilities, Count, Millis, PrivacyPlan, Scalar
+from covey_contract.release import Variant
 
 
 class BrokerAddress(Struct, frozen=True):
@@ -73,6 +74,15 @@ class DeployJob(Struct, frozen=True, tag="deploy_job"):
     reserve_bytes: int  # free disk that must remain
     min_generation: Count = 0  # an order with a lower generation is refused
     link: LinkRules = LinkRules()
+    measured: dict[str, float] = field(default_factory=dict)  # variant@provider -> ms on this device, for the model that is ordered
+    trial_bytes: Count = 0  # variants that were never measured here are fetched and timed, if all of them together are no larger
+
+
+class VariantsMeasured(Struct, frozen=True, tag="variants_measured"):
+    """How fast this device runs the variants of a model; kept for its next release."""
+
+    model: str
+    latencies: dict[str, float]  # variant@provider -> ms
 
 
 class VariantChosen(Struct, frozen=True, tag="variant_chosen"):
@@ -111,6 +121,29 @@ class DeployRefused(Struct, frozen=True, tag="deploy_refused"):
 
 class DeployFailed(Struct, frozen=True, tag="deploy_failed"):
     """It could not be carried out now (network, server away): may be tried again later."""
+
+    reason: str
+
+
+# -- measure -----------------------------------------------------------------------------------------------------------
+
+
+class MeasureJob(Struct, frozen=True, tag="measure_job"):
+    """Time one variant, with one execution provider."""
+
+    path: str
+    variant: Variant
+    provider: str = ""
+
+
+class Measured(Struct, frozen=True, tag="measured"):
+    """The median of some runs of one sample."""
+
+    latency_ms: float
+
+
+class MeasureFailed(Struct, frozen=True, tag="measure_failed"):
+    """It cannot be run here this way."""
 
     reason: str
 
@@ -385,6 +418,9 @@ ChildEvent = (
     | RoundTrained
     | TrainEnded
     | Probed
+    | VariantsMeasured
+    | Measured
+    | MeasureFailed
     | Verified
     | Rejected
     | VerifyFailed

@@ -13,15 +13,16 @@ from covey_contract.messages import Capabilities
 
 logger = logging.getLogger(__name__)
 KEY = "capabilities"
+KEY_FINGERPRINT = "probed"  # what the machine was when it was probed
 TIMEOUT_S = 300.0
 MAX_TRIES = 3
 RETRY_S = 10.0
 
 
 class Probing:
-    """Probes once a start, in the background."""
+    """Probes in the background when it has never done so, and whenever the machine or a runtime is another than it was then."""
 
-    def __init__(self, kit: Kit, *, known: Callable[[], None]) -> None:
+    def __init__(self, kit: Kit, *, fingerprint: str, known: Callable[[], None]) -> None:
         self._kit = kit
         self._known = known
         self._waiting: Callable[[], None] | None = None
@@ -29,10 +30,15 @@ class Probing:
         stored = kit.store.load(KEY)
         self._is_known = stored is not None
         self._is_answered = False
+        self.fingerprint = fingerprint
         self.capabilities = msgspec.json.decode(stored, type=Capabilities) if stored else Capabilities()
 
     def begin(self) -> None:
-        """Start the probe."""
+        """Start the probe, if there is anything new to find out."""
+        if self.capabilities.runtimes and self._kit.store.load(KEY_FINGERPRINT) == self.fingerprint.encode("ascii"):
+            self._is_answered = True
+            self._settle()
+            return
         self._tries += 1
         self._kit.nursery.start(self, "probe", ProbeJob(), deadline_s=TIMEOUT_S)
 
@@ -54,9 +60,10 @@ class Probing:
             return
         for runtime, finding in event.findings.items():
             logger.info("runtime %s cannot be used here: %s", runtime, finding)
-        if event.capabilities != self.capabilities:
-            self.capabilities = event.capabilities
-            self._keep(event.capabilities)
+        changed = event.capabilities != self.capabilities
+        self.capabilities = event.capabilities
+        self._keep(event.capabilities)
+        if changed:
             self._known()
         self._is_answered = True
         self._settle()
@@ -73,7 +80,7 @@ class Probing:
 
     def _keep(self, capabilities: Capabilities) -> None:
         try:
-            self._kit.store.save({KEY: msgspec.json.encode(capabilities)}, durable=False)
+            self._kit.store.save({KEY: msgspec.json.encode(capabilities), KEY_FINGERPRINT: self.fingerprint.encode("ascii")}, durable=False)
         except StoreError as exc:  # the next start waits for its own probe then
             logger.warning("what this machine can run cannot be noted: %s", exc)
 

@@ -16,9 +16,11 @@ from covey_agent.core.jobs import (
     FetchProgress,
     Staged,
     VariantChosen,
+    VariantsMeasured,
 )
 from covey_agent.core.machine import Deployment, Event, Happened, Machine
 from covey_agent.daemon.kit import Kit
+from covey_agent.daemon.latencies import Latencies
 from covey_agent.daemon.probing import Probing
 from covey_agent.ports import Child
 
@@ -40,6 +42,7 @@ class Staging:
         self._kit = kit
         self._slots = slots
         self._probing = probing
+        self._latencies = Latencies(kit, lambda: probing.fingerprint)
         self._floor = floor  # lowest generation still accepted
         self._outcome: Outcome | None = None
         self._order_verified: Callable[[int], None] = lambda _: None
@@ -77,6 +80,8 @@ class Staging:
             case VariantChosen():
                 self._order_verified(self._generation)
                 self._tell(Happened(Event.VARIANT_CHOSEN, reason=event.reason, variant=event.variant, artifact=event.artifact))
+            case VariantsMeasured():
+                self._latencies.keep(event.model, event.latencies)
             case FetchProgress():
                 self.failures = 0
                 progress = Happened(
@@ -129,6 +134,8 @@ class Staging:
             reserve_bytes=settings.reserve_mb * 1024 * 1024,
             min_generation=self._floor(),
             link=self._kit.settings.link_rules(),
+            measured=self._latencies.of(deployment.model),
+            trial_bytes=int(settings.measure_mb * 1e6),
         )
         self._start("deploy", job, deadline_s=settings.progress_timeout_s)
 

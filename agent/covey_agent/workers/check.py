@@ -33,7 +33,7 @@ def check(slot_dir: Path) -> CheckPassed:
     """Check one slot. Raises ModelError."""
     content = read_slot(slot_dir)
     inputs, expected = read_golden(content.release.golden)
-    model = load_model(content.model, content.variant, threads=1)
+    model = load_model(content.model, content.variant, threads=1, provider=content.slot.provider)
     if inputs.shape[1:] != model.sample_shape:
         raise ModelError(f"the golden inputs have shape {list(inputs.shape)}, the model takes {[-1, *model.sample_shape]}")
     answers = model.run(inputs)

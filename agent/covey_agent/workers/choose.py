@@ -1,20 +1,25 @@
 """Which variant of a release this device runs, and why. Pure.
 
 A variant fits if its runtime is installed in a sufficient version, and architecture, CPU flags and memory suffice. Of those that
-fit, the preference is: int8 before float16 before float32 (size and memory), then less accuracy lost (in steps of half a point;
-less is measurement noise), then latency as measured on the server, then length.
+fit, the one that was measured to be the fastest on this device is taken, by the execution provider that makes it so; what is at most a
+tenth slower counts as fast. Among those, and where nothing was measured, the preference is: int8 before float16 before float32 (size
+and memory), then less accuracy lost (in steps of half a point; less is measurement noise), then latency as measured on the server,
+then length.
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from covey_agent.workers.errors import RefusedError
+from covey_agent.workers.trial import NEVER, providers_of, way
 from covey_contract.limits import MAX_REASON_CHARS
 from covey_contract.messages import Capabilities
 from covey_contract.release import Needs, Release, Variant
 
 _PRECISIONS = ("int8", "float16", "float32")
 _ACCURACY_STEP = 0.005
+_AS_FAST = 1.1  # times the fastest
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,17 +28,56 @@ class Choice:
 
     variant: Variant
     reason: str
+    provider: str = ""  # execution provider; empty: the runtime's default
 
 
-def choose_variant(release: Release, capabilities: Capabilities) -> Choice:
-    """The best variant for this device. Raises RefusedError if none fits."""
+def fitting_variants(release: Release, capabilities: Capabilities) -> list[Variant]:
+    """Those that this device can run, the one that speaks for itself without a measurement first. Raises RefusedError if none is."""
     obstacles = {variant.name: find_obstacle(variant.needs, capabilities) for variant in release.variants}
     fitting = sorted((variant for variant in release.variants if not obstacles[variant.name]), key=_preference)
-    unfit = "; ".join(f"{name} needs {obstacle}" for name, obstacle in obstacles.items() if obstacle)
     if not fitting:
-        raise RefusedError(_shorten(f"no variant fits because {unfit}"))
-    reason = f"{fitting[0].name}: {_merit(fitting)}"
-    return Choice(fitting[0], _shorten(f"{reason} ({unfit})" if unfit else reason))
+        raise RefusedError(_shorten(f"no variant fits because {_list_unfit(release, capabilities)}"))
+    return fitting
+
+
+def choose_variant(release: Release, capabilities: Capabilities, measured: Mapping[str, float] | None = None) -> Choice:
+    """The best variant for this device, by what was `measured` on it (variant@provider -> ms). Raises RefusedError if none fits."""
+    fitting = fitting_variants(release, capabilities)
+    times = _best_times(fitting, capabilities, measured or {})
+    provider = ""
+    if len(times) > 1:
+        fastest = min(ms for ms, _ in times.values())
+        best = next(variant for variant in fitting if variant.name in times and times[variant.name][0] <= fastest * _AS_FAST)
+        provider = times[best.name][1]
+        reason = _tell_times(best, times)
+    else:
+        best, reason = fitting[0], f"{fitting[0].name}: {_merit(fitting)}"
+        provider = times[best.name][1] if best.name in times else ""
+    unfit = _list_unfit(release, capabilities)
+    return Choice(best, _shorten(f"{reason} ({unfit})" if unfit else reason), provider)
+
+
+def _best_times(variants: list[Variant], capabilities: Capabilities, measured: Mapping[str, float]) -> dict[str, tuple[float, str]]:
+    """Of each variant that was measured and can be run: ms, and the provider."""
+    times = {}
+    for variant in variants:
+        ways = [
+            (measured[name], provider) for provider in providers_of(variant, capabilities) if (name := way(variant, provider)) in measured
+        ]
+        if ways and min(ways)[0] < NEVER:
+            times[variant.name] = min(ways)
+    return times
+
+
+def _tell_times(best: Variant, times: Mapping[str, tuple[float, str]]) -> str:
+    ms, provider = times[best.name]
+    others = ", ".join(f"{name} {each:.3g} ms" for name, (each, _) in times.items() if name != best.name)
+    return f"{best.name}{f' by {provider}' if provider else ''}: {ms:.3g} ms measured here; {others}"
+
+
+def _list_unfit(release: Release, capabilities: Capabilities) -> str:
+    obstacles = {variant.name: find_obstacle(variant.needs, capabilities) for variant in release.variants}
+    return "; ".join(f"{name} needs {obstacle}" for name, obstacle in obstacles.items() if obstacle)
 
 
 def find_obstacle(needs: Needs, capabilities: Capabilities) -> str:

@@ -8,12 +8,22 @@ of the same job goes on from there.
 
 import logging
 import time
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 
-from covey_agent.core.jobs import BrokerAddress, DeployFailed, DeployJob, DeployRefused, Staged, VariantChosen
-from covey_agent.workers.choose import Choice, choose_variant
+from covey_agent.core.jobs import (
+    BrokerAddress,
+    DeployFailed,
+    DeployJob,
+    DeployRefused,
+    MeteredPolicy,
+    Staged,
+    VariantChosen,
+    VariantsMeasured,
+)
+from covey_agent.workers.choose import Choice, choose_variant, fitting_variants
 from covey_agent.workers.download import Download
 from covey_agent.workers.errors import NetworkError, RefusedError, StorageError, UntrustedError
 from covey_agent.workers.fetch import Fetch, FetchPlace
@@ -24,12 +34,13 @@ from covey_agent.workers.pace import ChunkWindow
 from covey_agent.workers.partial import forget_other_artifacts
 from covey_agent.workers.stage import SlotFile, clear_leftovers, holds, stage_slot
 from covey_agent.workers.suppliers import Suppliers
+from covey_agent.workers.trial import is_worth_it, try_out, unmeasured
 from covey_agent.workers.trust import TrustedMetadata
 from covey_contract.codec import decode, decode_release
 from covey_contract.errors import ContractError
 from covey_contract.limits import MAX_REASON_CHARS
 from covey_contract.messages import Desired, DownloadOffer, ReleaseRef, Signed
-from covey_contract.release import Release
+from covey_contract.release import Release, Variant
 
 logger = logging.getLogger(__name__)
 
@@ -58,34 +69,49 @@ def deploy(job: DeployJob, link: BulkLink, lines: Lines) -> Staged:
     ref = _verified_release(job, trusted)
     manifest = trusted.fetch_manifest(ref)
     release = _read_manifest(manifest, ref)
-    choice = choose_variant(release, job.capabilities)
-    refuse_quarantined(choice, ref, quarantine=job.quarantine)
-    variant = choice.variant
-    lines.emit(VariantChosen(variant=variant.name, artifact=variant.artifact, reason=choice.reason, manifest=ref.manifest))
-    slot = SlotFile(ref.model, ref.version, ref.manifest, variant.name, variant.artifact, choice.reason)
-    slot_dir, fetch_dir = Path(job.slot_dir), Path(job.state_dir) / "fetch"
-    how = "already in the slot"
-    if not holds(slot_dir, slot, variant=variant):
-        place = FetchPlace(fetch_dir, Path(job.active_artifact) if job.active_artifact else None, job.reserve_bytes)
-        with closing(Suppliers(link, link.fetch_part, lambda offer: _download(offer, job.broker))) as suppliers:
-            fetch = Fetch(
-                suppliers,
-                place,
-                tell=lines.emit,
-                clock=time.monotonic,
-                offers=DeltaOffers(link.fetch_part),
-                rules=job.link,
-                window=ChunkWindow.after(link.round_trip_s),
-            )
+    fetch_dir = Path(job.state_dir) / "fetch"
+    with closing(Suppliers(link, link.fetch_part, lambda offer: _download(offer, job.broker))) as suppliers:
+        candidates = [variant for variant in fitting_variants(release, job.capabilities) if variant.artifact not in job.quarantine]
+        fetch = _new_fetch(job, fetch_dir, suppliers, link, lines, keep={variant.artifact for variant in candidates})
+        choice = choose_variant(release, job.capabilities, _measure(job, ref, candidates, fetch, lines))
+        refuse_quarantined(choice, ref, quarantine=job.quarantine)
+        variant = choice.variant
+        lines.emit(VariantChosen(variant=variant.name, artifact=variant.artifact, reason=choice.reason, manifest=ref.manifest))
+        slot = SlotFile(ref.model, ref.version, ref.manifest, variant.name, variant.artifact, choice.reason, choice.provider)
+        slot_dir, how = Path(job.slot_dir), "already in the slot"
+        if not holds(slot_dir, slot, variant=variant):
             data = fetch.obtain(variant)
             link.leave()
             stage_slot(slot_dir, manifest, slot=slot, variant=variant, data=data)
-        how = fetch.how + (f", by {' and '.join(sorted(suppliers.used))}" if suppliers.used else "")
+            how = fetch.how + (f", by {' and '.join(sorted(suppliers.used))}" if suppliers.used else "")
     # Here and not only after staging: an earlier run of this job may have been killed just after it.
     clear_leftovers(slot_dir)
-    forget_other_artifacts(fetch_dir, keep="")
+    forget_other_artifacts(fetch_dir, keep=())
     return Staged(
         slot_dir=job.slot_dir, variant=variant.name, artifact=variant.artifact, manifest=ref.manifest, fetched=how[:MAX_REASON_CHARS]
+    )
+
+
+def _measure(job: DeployJob, ref: ReleaseRef, candidates: Sequence[Variant], fetch: Fetch, lines: Lines) -> Mapping[str, float]:
+    """What is known of the candidates' speed here, after a trial of those that were never timed if that costs little."""
+    missing = unmeasured(candidates, job.capabilities, job.measured)
+    if job.link.policy is not MeteredPolicy.ALLOW or not is_worth_it(candidates, missing, most_bytes=job.trial_bytes):
+        return job.measured
+    measured = try_out(missing, job.capabilities, obtain=fetch.obtain, measured=job.measured)
+    lines.emit(VariantsMeasured(model=ref.model, latencies=measured))
+    return measured
+
+
+def _new_fetch(job: DeployJob, fetch_dir: Path, suppliers: Suppliers, link: BulkLink, lines: Lines, *, keep: Collection[str]) -> Fetch:
+    return Fetch(
+        suppliers,
+        FetchPlace(fetch_dir, Path(job.active_artifact) if job.active_artifact else None, job.reserve_bytes),
+        tell=lines.emit,
+        clock=time.monotonic,
+        offers=DeltaOffers(link.fetch_part),
+        rules=job.link,
+        window=ChunkWindow.after(link.round_trip_s),
+        keep=keep,
     )
 
 

@@ -9,7 +9,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,8 +53,12 @@ class Fetch:
         rules: LinkRules | None = None,
         window: ChunkWindow | None = None,
         pause: Callable[[float], None] = time.sleep,
+        keep: Collection[str] = (),
     ) -> None:
-        """`offers`: where deltas are asked for; None: whole artifacts only. `rules`: of the link; None: no cap, nothing metered."""
+        """`offers`: where deltas are asked for; None: whole artifacts only. `rules`: of the link; None: no cap, nothing metered.
+
+        `keep`: artifacts that lie here and are still needed; all others make room.
+        """
         self._source = source
         self._place = place
         self._tell = tell
@@ -64,6 +68,7 @@ class Fetch:
         self._wrong = 0
         self._offers = offers
         self._rules = rules or LinkRules()
+        self._keep = keep
         self._window = window or ChunkWindow()
         self._pace = Pace(self._rules.max_bytes_per_s, clock=clock, pause=pause)
         self.how = ""  # how the artifact came, in words
@@ -76,7 +81,7 @@ class Fetch:
     def obtain(self, variant: Variant) -> Path:
         """Return the path of the whole artifact. Raises NetworkError, StorageError (no room), UntrustedError or OSError."""
         self._place.folder.mkdir(parents=True, exist_ok=True)
-        forget_other_artifacts(self._place.folder, keep=variant.artifact)
+        forget_other_artifacts(self._place.folder, keep={*self._keep, variant.artifact})
         self._admit(variant)
         path = self._copy_active(variant) or self._patch_active(variant)
         if path is not None:

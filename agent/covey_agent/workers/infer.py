@@ -59,7 +59,7 @@ def main() -> None:
 def load_api(job: InferJob, window: Window) -> tuple[LocalApi, ServedModel]:
     """Load the slot's model and run it once, so that the first request does not pay for it. Raises ModelError."""
     content = read_slot(Path(job.slot_dir))
-    model = load_model(content.model, content.variant, threads=job.threads)
+    model = load_model(content.model, content.variant, threads=job.threads, provider=content.slot.provider)
     inputs, _ = read_golden(content.release.golden)
     if inputs.shape[1:] == model.sample_shape:
         model.run(inputs[:1])

@@ -48,6 +48,7 @@ class LocalApi:
             self._identity
             | {
                 "runtime": variant.needs.runtime.value,
+                "provider": content.slot.provider,
                 "precision": variant.precision,
                 "artifact": variant.artifact,
                 "manifest": content.slot.manifest,

@@ -12,7 +12,7 @@ import hashlib
 import hmac
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -120,10 +120,10 @@ class PartialArtifact:
         return min(CHUNK_BYTES, self.length - index * CHUNK_BYTES)
 
 
-def forget_other_artifacts(fetch_dir: Path, keep: str) -> None:
-    """Remove what is left of earlier fetches; one device fetches one artifact at a time."""
+def forget_other_artifacts(fetch_dir: Path, keep: Collection[str]) -> None:
+    """Remove what is left of earlier fetches."""
     for folder in fetch_dir.iterdir() if fetch_dir.is_dir() else ():
-        if folder.name != keep:
+        if folder.name not in keep:
             shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -1,7 +1,7 @@
 """`python -m covey_agent.workers.probe`: what can this machine run? ProbeJob -> Probed.
 
-Each runtime is tried in a process of its own, because the wrong build of one does not raise, it kills (SIGILL on an older
-processor); that is a finding here, not a crash.
+Each runtime, and each execution provider that it says it has, is tried in a process of its own, because the wrong build of one does
+not raise, it kills (SIGILL on an older processor); that is a finding here, not a crash.
 """
 
 import platform
@@ -14,6 +14,7 @@ from covey_agent.core.jobs import Probed, ProbeJob
 from covey_agent.workers.errors import ModelError
 from covey_agent.workers.hardware import read_cpu_count, read_cpu_flags, read_memory_total, read_system
 from covey_agent.workers.lines import Lines, die_with_parent
+from covey_agent.workers.runtimes import list_providers
 from covey_agent.workers.runtimes.selftest import run_selftest
 from covey_contract.limits import MAX_REASON_CHARS
 from covey_contract.messages import Capabilities
@@ -21,12 +22,13 @@ from covey_contract.release import Runtime
 
 _TIMEOUT_S = 60.0  # importing a runtime from a slow SD card takes a while
 _EXIT_UNUSABLE = 3
+_SELF = [sys.executable, "-m", "covey_agent.workers.probe"]
 
 
 def main() -> None:
-    """Do the job on standard input; or, with a runtime's name as the argument, try that one and print its version or the reason."""
-    if len(sys.argv) == 2:
-        raise SystemExit(_try_runtime(Runtime(sys.argv[1])))
+    """Do the job on standard input; or, with a runtime's name and perhaps a provider's, try that one and print what it is or the reason."""
+    if len(sys.argv) > 1:
+        raise SystemExit(_try_runtime(Runtime(sys.argv[1]), *sys.argv[2:3]))
     lines = Lines.take_over()
     lines.read_job(ProbeJob)
     lines.emit(probe())
@@ -36,15 +38,27 @@ def probe() -> Probed:
     """Probe everything."""
     versions: dict[str, str] = {}
     findings: dict[str, str] = {}
+    providers: dict[str, list[str]] = {}
     for runtime in Runtime:
-        usable, text = try_apart([sys.executable, "-m", "covey_agent.workers.probe", runtime.value])
-        (versions if usable else findings)[runtime.value] = text[:MAX_REASON_CHARS]
+        usable, text = try_apart([*_SELF, runtime.value])
+        if not usable:
+            findings[runtime.value] = text[:MAX_REASON_CHARS]
+            continue
+        versions[runtime.value], *offered = text.split("\t")
+        providers[runtime.value] = offered[:1]  # the default is what was just tried
+        for provider in offered[1:]:
+            usable, text = try_apart([*_SELF, runtime.value, provider])
+            if usable:
+                providers[runtime.value].append(provider)
+            else:
+                findings[f"{runtime.value} {provider}"] = text[:MAX_REASON_CHARS]
     capabilities = Capabilities(
         arch=platform.machine(),
         cpu_flags=read_cpu_flags(),
         cpu_count=read_cpu_count(),
         memory=read_memory_total(),
         runtimes=versions,
+        providers=providers,
         python=platform.python_version(),
         system=read_system(),
     )
@@ -69,10 +83,12 @@ def try_apart(command: list[str], *, timeout_s: float = _TIMEOUT_S) -> tuple[boo
     return False, f"fails with exit code {done.returncode}: {done.stderr.strip()[-200:]}"
 
 
-def _try_runtime(runtime: Runtime) -> int:
+def _try_runtime(runtime: Runtime, provider: str = "") -> int:
     die_with_parent()
     try:
-        result, code = run_selftest(runtime), 0
+        result, code = run_selftest(runtime, provider), 0
+        if not provider:
+            result = "\t".join([result, *list_providers(runtime)])
     except ModelError as exc:
         result, code = str(exc).replace("\n", " "), _EXIT_UNUSABLE
     sys.stdout.write(f"{result}\n")

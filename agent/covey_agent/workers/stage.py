@@ -33,6 +33,7 @@ class SlotFile(msgspec.Struct, frozen=True):
     variant: str
     artifact: str  # digest of the model file
     reason: str = ""  # why this variant
+    provider: str = ""  # execution provider that was the fastest here; empty: the runtime's default
 
 
 def model_path(slot_dir: Path, variant: Variant) -> Path:

@@ -14,6 +14,7 @@ from tests.fakes.fast_clock import FastClock
 from tests.fakes.nats_broker import RunningBroker, running_broker, wait_until
 from tests.fakes.poison import tame_images
 from tests.fakes.services import require
+from tests.fakes.usage import open_files, pss_kb
 
 from covey_agent.client import Client
 
@@ -84,6 +85,26 @@ def test_a_week_without_a_broker_loses_no_reading_and_stores_none_twice(tmp_path
     numbers = sorted(sequence for _, sequence in again.stored)
     jumps = [late for early, late in pairwise(numbers) if late - early > 1]
     assert len(jumps) <= 1, "numbers jump where the power was cut, and nowhere else"
+
+
+def test_half_a_day_of_idle_life_costs_no_memory_and_no_descriptors(tmp_path: Path, broker: RunningBroker, clock: FastClock) -> None:
+    """The month is in `benchmarks/agent_soak.py`."""
+    make_identity(tmp_path / "state", broker, "cam-1")
+    server = AckingServer(broker)
+    server.connect()
+    daemon = Daemon(tmp_path / "state", clock.environment(only=ONLY) | settings(readings_system_interval_s=30, readings_ack_timeout_s=600))
+    daemon.start()
+    try:
+        wait_until(lambda: daemon.status()["connected"] and not daemon.children(), what="its first quiet", timeout_s=60)
+        live(clock, days=0.1, times=1500)
+        before = pss_kb(daemon.pid), open_files(daemon.pid)
+        live(clock, days=0.4, times=1500)
+        after = pss_kb(daemon.pid), open_files(daemon.pid)
+    finally:
+        daemon.stop()
+    assert len(server.stored) > 500
+    assert after[0] - before[0] < 1024
+    assert abs(after[1] - before[1]) <= 1  # it may just be connecting anew
 
 
 @pytest.fixture

@@ -24,20 +24,27 @@ _ADAPTERS = {
 class _Adapter(Protocol):
     """What every adapter module offers."""
 
-    def load_engine(self, path: Path, *, spec: TensorSpec, threads: int) -> Engine: ...
+    def load_engine(self, path: Path, *, spec: TensorSpec, threads: int, provider: str) -> Engine: ...
 
     def runtime_version(self) -> str: ...
 
+    def list_providers(self) -> list[str]: ...
 
-def load_model(path: Path, variant: Variant, *, threads: int) -> VariantModel:
-    """Load an artifact with the runtime that its variant names. Raises ModelError."""
-    engine = _adapter(variant.needs.runtime).load_engine(path, spec=variant.input, threads=threads)
+
+def load_model(path: Path, variant: Variant, *, threads: int, provider: str = "") -> VariantModel:
+    """Load an artifact with the runtime that its variant names, by an execution provider or the default one. Raises ModelError."""
+    engine = _adapter(variant.needs.runtime).load_engine(path, spec=variant.input, threads=threads, provider=provider)
     return VariantModel(engine, variant.input, variant.output)
 
 
 def runtime_version(runtime: Runtime) -> str:
     """The installed version. Raises ModelError if the runtime cannot be imported."""
     return _adapter(runtime).runtime_version()
+
+
+def list_providers(runtime: Runtime) -> list[str]:
+    """Execution providers that the runtime says it has, its default first; whether they compute here must be tried. Raises ModelError."""
+    return _adapter(runtime).list_providers()
 
 
 def _adapter(runtime: Runtime) -> _Adapter:

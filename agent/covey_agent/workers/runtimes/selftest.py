@@ -27,15 +27,17 @@ TFLITE = base64.b64decode(
     "AAABAAAAEAAAAAwADAALAAAAAAAEAAwAAAAJAAAAAAAACQ=="
 )
 
+SAMPLE = np.array([[1, 2]], np.float32)
 
-def run_selftest(runtime: Runtime) -> str:
+
+def run_selftest(runtime: Runtime, provider: str = "") -> str:
     """Return the runtime's version if it works here. Raises ModelError if it does not, unless it takes the process with it."""
     version = runtime_version(runtime)
     data = ONNX if runtime is Runtime.ONNXRUNTIME else TFLITE
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "selftest"
         path.write_bytes(data)
-        answer = load_model(path, _variant(runtime, length=len(data)), threads=1).run(np.array([[1, 2]], np.float32))
+        answer = load_model(path, _variant(runtime, length=len(data)), threads=1, provider=provider).run(SAMPLE)
     if not np.allclose(answer, [[5.5, 10.5]]):
         raise ModelError(f"{runtime.value} {version} answers {answer.tolist()}, expected [[5.5, 10.5]]")
     return version

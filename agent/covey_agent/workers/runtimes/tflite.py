@@ -14,7 +14,12 @@ def runtime_version() -> str:
     return version("tflite-runtime")
 
 
-def load_engine(path: Path, *, spec: TensorSpec, threads: int) -> TfliteEngine:
+def list_providers() -> list[str]:
+    """It has no choice to offer."""
+    return []
+
+
+def load_engine(path: Path, *, spec: TensorSpec, threads: int, provider: str) -> TfliteEngine:
     """Load a .tflite file; it has one input, so `spec`'s name is not needed. Raises ModelError."""
-    del spec
+    del spec, provider
     return TfliteEngine(Interpreter, path, threads=threads)
