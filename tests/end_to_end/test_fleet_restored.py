@@ -1,8 +1,10 @@
-"""The server's whole folder is put back from an old backup under a live device: told by an alert, put right by `covey keys recover`."""
+"""A server whose database and metadata are an old backup, under a live device: told by an alert, put right by `covey keys recover`."""
 
 import json
 import shutil
+import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -18,10 +20,21 @@ def fleet(tmp_path: Path) -> Iterator[Fleet]:
         yield made
 
 
+def back_up(fleet: Fleet, to: Path) -> None:
+    """As docs/operations.md says, while the server runs."""
+    shutil.copytree(fleet.stage.server_dir / "tuf", to / "tuf")
+    with closing(sqlite3.connect(fleet.stage.server_dir / "fleet.db")) as live, closing(sqlite3.connect(to / "fleet.db")) as copy:
+        live.backup(copy)
+
+
 def restart_on(fleet: Fleet, backup: Path) -> None:
     fleet.stage.troupe.stop("server")
-    shutil.rmtree(fleet.stage.server_dir)
-    shutil.copytree(backup, fleet.stage.server_dir)
+    folder = fleet.stage.server_dir
+    shutil.rmtree(folder / "tuf")
+    shutil.copytree(backup / "tuf", folder / "tuf")
+    for leftover in folder.glob("fleet.db*"):
+        leftover.unlink()
+    shutil.copy(backup / "fleet.db", folder / "fleet.db")
     fleet.start_server()
     fleet.wait_ready()
 
@@ -33,10 +46,7 @@ def has_alert(fleet: Fleet) -> bool:
 def test_a_restored_server_is_told_and_followed_again_by_a_live_device(fleet: Fleet, tmp_path: Path) -> None:
     fleet.deploy(fleet.publish(), DEVICE)
     backup = tmp_path / "backup"
-    fleet.stage.troupe.stop("server")
-    shutil.copytree(fleet.stage.server_dir, backup)
-    fleet.start_server()
-    fleet.wait_ready()
+    back_up(fleet, backup)
     fleet.deploy(fleet.publish(), DEVICE)
     proven = fleet.machine(DEVICE).proven
     assert proven is not None
