@@ -27,7 +27,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 os.environ["OPENBLAS_NUM_THREADS"] = "1"
 
@@ -40,6 +40,7 @@ PRELOADED = (
     "covey_agent.commands.run",
     "covey_agent.workers.check",
     "covey_agent.workers.deploy",
+    "covey_agent.workers.fill",
     "covey_agent.workers.infer",
     "covey_agent.workers.verify",
     "numpy",
@@ -91,6 +92,18 @@ def _become(command: list[str], streams: dict[int, int], *, keep: Sequence[int],
         os._exit(code)
 
 
+def _exec_in_place(_program: str, arguments: Sequence[str]) -> NoReturn:
+    """Instead of `os.execv`, for one that has the shim and all modules already: the other program runs, and then this process ends."""
+    code = 70
+    try:
+        code = _run(arguments[2], list(arguments[2:]))
+    except BaseException:  # noqa: BLE001 - as in `_become`
+        traceback.print_exc()
+    finally:
+        _flush()
+        os._exit(code)
+
+
 def _run(module: str, command: list[str]) -> int:
     main = import_module(module).main
     sys.argv = list(command)
@@ -134,6 +147,7 @@ def _start_agent(request: dict[str, Any]) -> None:
         _take_streams({0: -1, 1: log, 2: log}, keep=())
         os.environ.update(request["environment"])
         vars(subprocess)["Popen"] = ForkedPopen  # from here on children are forked
+        vars(os)["execv"] = _exec_in_place
         _fork_between_handshakes()
         _retry_quickly()
         if request["control"]:

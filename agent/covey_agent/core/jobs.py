@@ -9,7 +9,7 @@ than msgspec, because the idle agent imports it.
 
 | child | job | orders to it | events from it (final ones in capitals) |
 |---|---|---|---|
-| workers.deploy | DeployJob | - | VariantChosen, FetchProgress, STAGED, DEPLOY_REFUSED, DEPLOY_FAILED |
+| workers.deploy, which becomes workers.fill | DeployJob | - | VariantChosen, FetchProgress, STAGED, DEPLOY_REFUSED, DEPLOY_FAILED |
 | workers.check | CheckJob | - | CHECK_PASSED, CHECK_FAILED |
 | workers.infer | InferJob | Pause, Resume, Drain | InferReady, InferWindow, Accepting after Resume; ends after Drain |
 | workers.train | TrainJob | RoundDecision | TrainReady, AskRound, RoundTrained, TRAIN_ENDED |

@@ -1,132 +1,45 @@
-"""`python -m covey_agent.workers.deploy`: verify an order, fetch the best variant of its release, stage it in the free slot.
+"""`python -m covey_agent.workers.deploy`: verify an order, and become `fill`, which fetches the best variant and stages it.
 
     DeployJob -> VariantChosen, FetchProgress... -> Staged | DeployRefused (final) | DeployFailed (try again later)
 
 It may be killed at any instant: what is fetched stays (`partial.py`), a slot is never half filled (`stage.py`), and the next run
 of the same job goes on from there.
+
+TUF and cryptography take more memory than everything else here, and are needed for a second; a download may last for hours. So it goes
+on as another program in the same process, which never imports them.
 """
 
-import logging
-import time
-from collections.abc import Collection, Mapping, Sequence
-from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 
-from covey_agent.core.jobs import (
-    BrokerAddress,
-    DeployFailed,
-    DeployJob,
-    DeployRefused,
-    MeteredPolicy,
-    Staged,
-    VariantChosen,
-    VariantsMeasured,
-)
-from covey_agent.workers.choose import Choice, choose_variant, fitting_variants
-from covey_agent.workers.download import Download
-from covey_agent.workers.errors import NetworkError, RefusedError, StorageError, UntrustedError
-from covey_agent.workers.fetch import Fetch, FetchPlace
+from covey_agent.core.jobs import DeployJob
+from covey_agent.workers.errors import RefusedError
+from covey_agent.workers.fillorder import FillOrder, told
 from covey_agent.workers.lines import Lines
 from covey_agent.workers.link import BulkLink
-from covey_agent.workers.offers import DeltaOffers
-from covey_agent.workers.pace import ChunkWindow
-from covey_agent.workers.partial import forget_other_artifacts
-from covey_agent.workers.stage import SlotFile, clear_leftovers, holds, stage_slot
-from covey_agent.workers.suppliers import Suppliers
-from covey_agent.workers.trial import is_worth_it, try_out, unmeasured
 from covey_agent.workers.trust import TrustedMetadata
-from covey_contract.codec import decode, decode_release
-from covey_contract.errors import ContractError
-from covey_contract.limits import MAX_REASON_CHARS
-from covey_contract.messages import Desired, DownloadOffer, ReleaseRef, Signed
-from covey_contract.release import Release, Variant
-
-logger = logging.getLogger(__name__)
+from covey_contract.codec import decode
+from covey_contract.messages import Desired, ReleaseRef, Signed
 
 
 def main() -> None:
-    """Do the job on standard input and end."""
+    """Do the first half of the job on standard input, and go over to the second, or end."""
     lines = Lines.take_over()
     job = lines.read_job(DeployJob)
     lines.abandon_at_end()
-    try:
+    with told(lines):
         with BulkLink(job.broker) as link:
-            lines.emit(deploy(job, link, lines))
-    except RefusedError as exc:
-        lines.emit(DeployRefused(reason=_shorten(exc), artifact=exc.artifact))
-    except (UntrustedError, ContractError) as exc:
-        lines.emit(DeployRefused(reason=_shorten(exc)))
-    except (NetworkError, StorageError, OSError) as exc:
-        logger.warning("the deployment could not be carried out now: %s", exc)
-        lines.emit(DeployFailed(reason=_shorten(exc)))
+            order = verified(job, link)
+        lines.become("covey_agent.workers.fill", order)
 
 
-def deploy(job: DeployJob, link: BulkLink, lines: Lines) -> Staged:
-    """Carry out a deploy job. Raises whatever `main` turns into a final event."""
+def verified(job: DeployJob, link: BulkLink) -> FillOrder:
+    """What is to be fetched, if the order is true. Raises whatever `told` turns into a final event."""
     trusted = TrustedMetadata(Path(job.state_dir), link.fetch_part)
     trusted.refresh()
     ref = _verified_release(job, trusted)
     manifest = trusted.fetch_manifest(ref)
-    release = _read_manifest(manifest, ref)
-    fetch_dir = Path(job.state_dir) / "fetch"
-    with closing(Suppliers(link, link.fetch_part, lambda offer: _download(offer, job.broker))) as suppliers:
-        candidates = [variant for variant in fitting_variants(release, job.capabilities) if variant.artifact not in job.quarantine]
-        fetch = _new_fetch(job, fetch_dir, suppliers, link, lines, keep={variant.artifact for variant in candidates})
-        choice = choose_variant(release, job.capabilities, _measure(job, ref, candidates, fetch, lines))
-        refuse_quarantined(choice, ref, quarantine=job.quarantine)
-        variant = choice.variant
-        lines.emit(VariantChosen(variant=variant.name, artifact=variant.artifact, reason=choice.reason, manifest=ref.manifest))
-        slot = SlotFile(ref.model, ref.version, ref.manifest, variant.name, variant.artifact, choice.reason, choice.provider)
-        slot_dir, how = Path(job.slot_dir), "already in the slot"
-        if not holds(slot_dir, slot, variant=variant):
-            data = fetch.obtain(variant)
-            link.leave()
-            stage_slot(slot_dir, manifest, slot=slot, variant=variant, data=data)
-            how = fetch.how + (f", by {' and '.join(sorted(suppliers.used))}" if suppliers.used else "")
-    # Here and not only after staging: an earlier run of this job may have been killed just after it.
-    clear_leftovers(slot_dir)
-    forget_other_artifacts(fetch_dir, keep=())
-    return Staged(
-        slot_dir=job.slot_dir, variant=variant.name, artifact=variant.artifact, manifest=ref.manifest, fetched=how[:MAX_REASON_CHARS]
-    )
-
-
-def _measure(job: DeployJob, ref: ReleaseRef, candidates: Sequence[Variant], fetch: Fetch, lines: Lines) -> Mapping[str, float]:
-    """What is known of the candidates' speed here, after a trial of those that were never timed if that costs little."""
-    missing = unmeasured(candidates, job.capabilities, job.measured)
-    if job.link.policy is not MeteredPolicy.ALLOW or not is_worth_it(candidates, missing, most_bytes=job.trial_bytes):
-        return job.measured
-    measured = try_out(missing, job.capabilities, obtain=fetch.obtain, measured=job.measured)
-    lines.emit(VariantsMeasured(model=ref.model, latencies=measured))
-    return measured
-
-
-def _new_fetch(job: DeployJob, fetch_dir: Path, suppliers: Suppliers, link: BulkLink, lines: Lines, *, keep: Collection[str]) -> Fetch:
-    return Fetch(
-        suppliers,
-        FetchPlace(fetch_dir, Path(job.active_artifact) if job.active_artifact else None, job.reserve_bytes),
-        tell=lines.emit,
-        clock=time.monotonic,
-        offers=DeltaOffers(link.fetch_part),
-        rules=job.link,
-        window=ChunkWindow.after(link.round_trip_s),
-        keep=keep,
-    )
-
-
-def _download(offer: DownloadOffer, broker: BrokerAddress) -> Download:
-    return Download(offer.url, ca_file=broker.ca_file if offer.fleet_ca else None)
-
-
-def refuse_quarantined(choice: Choice, ref: ReleaseRef, *, quarantine: list[str]) -> None:
-    """Raise RefusedError for what failed here before. The next best variant is not tried instead: an operator decides."""
-    if ref.manifest in quarantine:
-        raise RefusedError(f"{ref.model} {ref.version} is in quarantine on this device", artifact=ref.manifest)
-    if choice.variant.artifact in quarantine:
-        raise RefusedError(
-            f"{choice.variant.name} of {ref.model} {ref.version} is in quarantine on this device", artifact=choice.variant.artifact
-        )
+    return FillOrder(job=job, ref=ref, manifest=manifest, round_trip_s=link.round_trip_s)
 
 
 def _verified_release(job: DeployJob, trusted: TrustedMetadata) -> ReleaseRef:
@@ -135,20 +48,6 @@ def _verified_release(job: DeployJob, trusted: TrustedMetadata) -> ReleaseRef:
     if not isinstance(order, Desired) or order.release is None:
         raise RefusedError(f"expected an order to run a release, got {type(order).__name__} without one")
     return order.release
-
-
-def _read_manifest(manifest: bytes, ref: ReleaseRef) -> Release:
-    try:
-        release = decode_release(manifest)
-    except ContractError as exc:
-        raise RefusedError(f"the manifest is signed but this agent cannot read it: {exc}", artifact=ref.manifest) from exc
-    if (release.model, release.version) != (ref.model, ref.version):
-        raise UntrustedError(f"the manifest is of {release.model} {release.version}, the order names {ref.model} {ref.version}")
-    return release
-
-
-def _shorten(error: Exception) -> str:
-    return str(error)[:MAX_REASON_CHARS]
 
 
 if __name__ == "__main__":

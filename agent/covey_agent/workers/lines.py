@@ -18,7 +18,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from typing import BinaryIO, TypeVar
+from typing import BinaryIO, NoReturn, TypeVar
 
 import msgspec
 
@@ -96,6 +96,18 @@ class Lines:
         except BrokenPipeError:
             os._exit(EXIT_ABANDONED)
 
+    def become(self, module: str, order: msgspec.Struct) -> NoReturn:
+        """Turn this process into another program of the same job, with the same streams, and nothing of this one left in memory.
+
+        It finds the order by `take_order`. Raises OSError, and is then still this program.
+        """
+        descriptor = os.memfd_create("order", 0)  # 0: it stays open in the other program
+        with open(descriptor, "wb", closefd=False) as file:
+            file.write(msgspec.msgpack.encode(order))
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        os.dup2(self._out.fileno(), 1)
+        os.execv(sys.executable, [sys.executable, "-m", module, str(descriptor)])  # noqa: S606 - this program, and no shell wanted
+
     def abandon_at_end(self) -> None:
         """Watch standard input in the background and end the process at once when it ends. For work that any kill may interrupt."""
 
@@ -106,6 +118,12 @@ class Lines:
             os._exit(EXIT_ABANDONED)
 
         threading.Thread(target=watch, name="stdin", daemon=True).start()
+
+
+def take_order(kind: type[J]) -> J:
+    """What the program that this process was before has left. It is the same agent's, so a wrong one is a bug."""
+    with os.fdopen(int(sys.argv[1]), "rb") as file:
+        return msgspec.msgpack.decode(file.read(), type=kind)
 
 
 def die_with_parent() -> None:
