@@ -3,6 +3,7 @@
 import os
 import socket
 import stat
+import subprocess
 import time
 from pathlib import Path
 
@@ -45,6 +46,25 @@ def test_unix_socket_listens_before_any_worker_does(tmp_path: Path, name: str) -
         client.close()
         os.close(folder)
         sockets.close()
+
+
+def test_only_owner_and_group_may_ask(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    sockets = ListeningSockets.open(run)
+    assert stat.S_IMODE((run / "infer.sock").stat().st_mode) == 0o660
+    if os.geteuid() == 0:  # who may become somebody else can see it refused
+        group = 54321
+        os.chown(run / "infer.sock", 0, group)
+        folder = os.open(run, os.O_RDONLY | os.O_DIRECTORY)  # the folders above are the test runner's own
+        connect = f"import socket; socket.socket(socket.AF_UNIX).connect('/proc/self/fd/{folder}/infer.sock')"
+        codes = []
+        for groups in ([], [group]):
+            argv = ["/usr/bin/env", "python3", "-c", connect]
+            done = subprocess.run(argv, user=65534, group=65534, extra_groups=groups, pass_fds=[folder], capture_output=True, check=False)
+            codes.append((done.returncode, b"PermissionError" in done.stderr))
+        os.close(folder)
+        assert codes == [(1, True), (0, False)]
+    sockets.close()
 
 
 def test_tcp_is_loopback_only_and_has_a_token_that_stays(tmp_path: Path) -> None:
